@@ -1,0 +1,97 @@
+// The only file of the core that knows Python. Pointers come as integers, sizes as tuples; a failed
+// status becomes a RuntimeError. The GIL is released while a kernel runs.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+
+#include "evit/cpu.h"
+#include "evit/depthwise_conv3d.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Triple = std::array<int64_t, 3>;
+
+template <class T = void>
+T* pointer(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void check(evit::Status status) {
+  if (!status.ok()) throw std::runtime_error(std::string("evit core: ") + status.message);
+}
+
+evit::DepthwiseConv3dProblem depthwise_problem(const py::tuple& t) {
+  evit::DepthwiseConv3dProblem p;
+  p.dtype = static_cast<evit::DType>(t[0].cast<int>());
+  p.activation = static_cast<evit::Activation>(t[1].cast<int>());
+  p.clamp_time = t[2].cast<bool>();
+  p.num_threads = t[3].cast<int>();
+  p.batch = t[4].cast<int64_t>();
+  p.channels = t[5].cast<int64_t>();
+  int64_t* const triples[] = {p.in, p.out, p.kernel, p.stride, p.padding, p.dilation};
+  for (int i = 0; i < 6; ++i) {
+    const auto values = t[6 + i].cast<Triple>();
+    for (int axis = 0; axis < 3; ++axis) triples[i][axis] = values[axis];
+  }
+  const auto strides = t[12].cast<std::array<int64_t, 4>>();
+  for (int axis = 0; axis < 4; ++axis) p.in_strides[axis] = strides[axis];
+  return p;
+}
+
+void bind_depthwise_conv3d(py::module_& m) {
+  m.def("depthwise_conv3d_forward", [](const py::tuple& problem, uintptr_t input, uintptr_t weight,
+                                       uintptr_t bias, uintptr_t output) {
+    const auto p = depthwise_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::depthwise_conv3d_forward(p, pointer(input), pointer(weight), pointer(bias),
+                                              pointer(output)));
+  });
+  m.def("depthwise_conv3d_workspace", [](const py::tuple& problem) {
+    return evit::cpu::depthwise_conv3d_workspace(depthwise_problem(problem));
+  });
+  m.def("depthwise_conv3d_backward",
+        [](const py::tuple& problem, uintptr_t grad_output, uintptr_t input, uintptr_t weight,
+           uintptr_t bias, uintptr_t scratch, uintptr_t partials, uintptr_t grad_input,
+           uintptr_t grad_weight, uintptr_t grad_bias) {
+          const auto p = depthwise_problem(problem);
+          py::gil_scoped_release unlocked;
+          check(evit::cpu::depthwise_conv3d_backward(
+              p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias),
+              pointer(scratch), pointer(partials), pointer(grad_input), pointer(grad_weight),
+              pointer(grad_bias)));
+        });
+}
+
+void bind_instruction_sets(py::module_& m) {
+  using evit::cpu::InstructionSet;
+  m.def("instruction_set", [] { return evit::cpu::name_of(evit::cpu::instruction_set()); });
+  m.def("instruction_sets", [] {
+    // Every one that runs here, best first; found by trying.
+    const InstructionSet before = evit::cpu::instruction_set();
+    py::list names;
+    for (auto set : {InstructionSet::kX86V4, InstructionSet::kX86V3, InstructionSet::kBaseline})
+      if (evit::cpu::set_instruction_set(set)) names.append(evit::cpu::name_of(set));
+    (void)evit::cpu::set_instruction_set(before);
+    return names;
+  });
+  m.def("set_instruction_set", [](const std::string& name) {
+    for (auto set : {InstructionSet::kX86V4, InstructionSet::kX86V3, InstructionSet::kBaseline})
+      if (name == evit::cpu::name_of(set) && evit::cpu::set_instruction_set(set)) return;
+    throw std::invalid_argument("evit core: instruction set '" + name + "' does not run here");
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "The compiled core of evit_kernels.";
+  m.attr("compiler") = EVIT_COMPILER;
+  m.attr("version") = EVIT_VERSION;
+  bind_instruction_sets(m);
+  bind_depthwise_conv3d(m);
+}

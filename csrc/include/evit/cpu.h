@@ -1,0 +1,17 @@
+// Instruction sets: what was compiled in, what this machine runs, and which one is in use.
+#pragma once
+
+namespace evit::cpu {
+
+enum class InstructionSet : int { kBaseline = 0, kX86V3 = 1, kX86V4 = 2 };
+
+// The one in use: at load time the best that is both compiled in and supported here.
+InstructionSet instruction_set();
+
+// Switches (for tests and comparisons). Returns false when not compiled in or not supported here.
+bool set_instruction_set(InstructionSet wanted);
+
+// "baseline" is plain x86-64 with SSE2, or aarch64 with NEON.
+const char* name_of(InstructionSet set);
+
+}  // namespace evit::cpu

@@ -1,0 +1,24 @@
+"""What autocast means for our operators: the convolutions follow PyTorch's lower-precision list."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def to_lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Casts floating tensors (not float64) to autocast's dtype, where autocast is on for their device.
+
+    This is what PyTorch does for its own convolutions; the cast is differentiable.
+    """
+    first = next((t for t in tensors if isinstance(t, Tensor)), None)
+    if first is None or not torch.is_autocast_enabled(first.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(_cast(t, dtype) for t in tensors)
+
+
+def _cast(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return value if value.dtype == torch.float64 else value.to(dtype)

@@ -1,0 +1,80 @@
+"""Loads the compiled core, once, with one OpenMP runtime shared with torch.
+
+The core is compiled with OpenMP but linked without a runtime of its own: its symbols come from the
+runtime that torch brings. On x86-64 wheels that runtime is visible to everybody already. On aarch64
+wheels it is mapped privately under a mangled name, so it is found among the mapped files and opened
+again with global visibility. Only where torch maps none is the system's opened.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+import os
+import re
+from functools import lru_cache
+from types import ModuleType
+
+import torch  # also maps the OpenMP runtime that the core is bound to
+
+# The codes of the core's dtypes (csrc/include/evit/common.h).
+DTYPES: dict[torch.dtype, int] = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.float64: 3,
+}
+_OPENMP_FILE = re.compile(r"/(lib(?:g|i|)omp[^/]*\.so[^/]*)$")
+
+
+def core() -> ModuleType:
+    """Returns the compiled core; raises ImportError with the loader's message when it is not there."""
+    module, reason = _load()
+    if module is None:
+        raise ImportError(reason)
+    return module
+
+
+def failure() -> str | None:
+    """Returns why the compiled core cannot be used, or None when it can.
+
+    A core that was never built is a reason; one that is there and does not load raises ImportError.
+    """
+    return _load()[1]
+
+
+def openmp_libraries() -> list[str]:
+    """Returns the paths of the OpenMP runtimes mapped into this process."""
+    paths = set()
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        for line in maps:
+            path = line.rstrip("\n").partition("/")
+            if path[1] and _OPENMP_FILE.search("/" + path[2]):
+                paths.add("/" + path[2])
+    return sorted(paths)
+
+
+@lru_cache(maxsize=1)
+def _load() -> tuple[ModuleType | None, str | None]:
+    if importlib.util.find_spec("evit_kernels._core") is None:
+        return None, "the compiled core was not built (install with a C++17 compiler: pip install .)"
+    _share_openmp()
+    try:
+        return importlib.import_module("evit_kernels._core"), None
+    except ImportError as error:
+        raise ImportError(
+            f"evit_kernels: the compiled core is present but does not load: {error}. "
+            "Reinstall with 'pip install --force-reinstall --no-deps .'"
+        ) from error
+
+
+def _share_openmp() -> None:
+    if not os.path.exists("/proc/self/maps"):
+        return
+    mapped = openmp_libraries()
+    if mapped:
+        flags = os.RTLD_GLOBAL | os.RTLD_NOLOAD | os.RTLD_LAZY
+        ctypes.CDLL(mapped[0], mode=flags)
+    else:
+        ctypes.CDLL("libgomp.so.1", mode=os.RTLD_GLOBAL | os.RTLD_LAZY)

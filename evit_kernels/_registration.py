@@ -1,0 +1,54 @@
+"""How operators are registered with torch: one library, one boundary, one answer to double backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# A module-level object: the registrations live as long as it does.
+_LIBRARY = torch.library.Library("evit", "DEF")
+
+
+def define(schema: str) -> None:
+    """Declares an operator of the namespace `evit` by its schema."""
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+
+def implement(name: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Gives a declared operator its implementation and its fake; returns the overload to call."""
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"evit::{name}", fake, lib=_LIBRARY)
+    # Looked up once: attribute access on torch.ops costs a microsecond at every call.
+    return getattr(torch.ops.evit, name).default
+
+
+def needs_autograd(*tensors: Tensor | None) -> bool:
+    """Tells whether a call has to be recorded for backward."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def call_backward(name: str, backward: Any, *arguments: Any) -> tuple[Tensor, ...]:
+    """Calls a registered backward; under create_graph=True the result refuses to be differentiated."""
+    if torch.is_grad_enabled() and needs_autograd(
+        *(a for a in arguments if isinstance(a, Tensor))
+    ):
+        result: tuple[Tensor, ...] = _Once.apply(name, backward, *arguments)
+        return result
+    return backward(*arguments)
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, name: str, backward: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return backward(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            f"{ctx.name}: a second derivative is not implemented by the fused kernels; "
+            'use backend="reference" where create_graph=True is needed'
+        )

@@ -1,0 +1,107 @@
+"""Backends: their names, which one serves a call, and the reason when one does not.
+
+`reference` is plain PyTorch and always there. `native` is the compiled core. `triton` is for GPU
+machines without a CUDA compiler. Each operator states its refusals; this file only asks and reports.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evit_kernels import _native
+
+NAMES: tuple[str, ...] = ("reference", "native", "triton")
+
+# Why a backend cannot serve tensors of a device and dtype; None when it can.
+Refusal = Callable[[torch.device, torch.dtype], "str | None"]
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can serve an operator on a device, and the reason when it cannot."""
+
+    operator: str
+    backend: str
+    device: str
+    available: bool
+    reason: str
+
+
+def native_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Returns why the compiled core cannot serve tensors of this device and dtype, or None."""
+    if device.type != "cpu":
+        return f"the compiled core of this build has CPU kernels only, the tensors are on {device}"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        return f"the compiled core has no kernels for {dtype}"
+    return _native.failure()
+
+
+def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Returns why Triton cannot serve: this version has no Triton kernels."""
+    return "this version of evit_kernels has no Triton kernels"
+
+
+# Preferred first. Native before reference is what benchmarks/results show on CPUs.
+ORDER: tuple[str, ...] = ("native", "triton", "reference")
+_REFUSALS: dict[str, Refusal] = {
+    "reference": lambda device, dtype: None,
+    "native": native_refusal,
+    "triton": triton_refusal,
+}
+OPERATORS: tuple[str, ...] = (
+    "depthwise_conv3d",
+    "relu_linear_attention",
+    "pointwise_conv3d",
+    "batch_norm_activation",
+)
+
+
+def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
+    """Returns the names of the backends that can serve float32 tensors on a device, best first."""
+    device = torch.device(device)
+    return tuple(name for name in ORDER if _REFUSALS[name](device, torch.float32) is None)
+
+
+def availability(device: str | torch.device = "cpu") -> list[Availability]:
+    """Returns, for every operator and backend, whether it is available on a device and why not."""
+    device = torch.device(device)
+    rows = []
+    for operator in OPERATORS:
+        for backend in NAMES:
+            reason = _REFUSALS[backend](device, torch.float32)
+            rows.append(Availability(operator, backend, str(device), reason is None, reason or ""))
+    return rows
+
+
+def select(operator: str, backend: str | None, x: Tensor) -> str:
+    """Returns the backend that serves a call.
+
+    `backend` wins over the environment variable EVIT_BACKEND, which wins over the automatic choice.
+    Raises ValueError for an unknown name and RuntimeError, with the reason, for one that cannot serve.
+    """
+    return _select(operator, backend, x.device, x.dtype)
+
+
+@torch.compiler.assume_constant_result
+def _select(
+    operator: str, backend: str | None, device: torch.device, dtype: torch.dtype
+) -> str:
+    origin = "backend"
+    if backend is None:
+        backend = os.environ.get("EVIT_BACKEND") or None
+        origin = "EVIT_BACKEND"
+    if backend is None:
+        return next(name for name in ORDER if _REFUSALS[name](device, dtype) is None)
+    if backend not in NAMES:
+        raise ValueError(
+            f"{operator}: {origin} must be one of {', '.join(map(repr, NAMES))}, got {backend!r}"
+        )
+    reason = _REFUSALS[backend](device, dtype)
+    if reason is not None:
+        raise RuntimeError(f"{operator}: backend {backend!r} is not available: {reason}")
+    return backend

@@ -1,0 +1,113 @@
+"""Strides, paddings and sizes of a depthwise convolution: checked once, shared by every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from evit_kernels import _checks
+
+NAME = "depthwise_conv3d"
+TEMPORAL_PADDINGS: tuple[str, ...] = ("zeros", "replicate", "causal")
+MAX_KERNEL = 7
+
+Triple = tuple[int, int, int]
+
+
+class Geometry(NamedTuple):
+    """The window of a 3-D convolution over (time, height, width)."""
+
+    kernel: Triple
+    stride: Triple
+    padding: Triple
+    dilation: Triple
+    temporal_padding: str
+
+    @property
+    def clamps_time(self) -> bool:
+        """Whether frames outside the clip are the nearest frame inside, instead of zeros."""
+        return self.temporal_padding != "zeros"
+
+    @property
+    def time_padding(self) -> tuple[int, int]:
+        """Frames added before and after the clip."""
+        if self.temporal_padding == "causal":
+            return (self.kernel[0] - 1) * self.dilation[0], 0
+        return self.padding[0], self.padding[0]
+
+    def output_size(self, size: Sequence[int]) -> Triple:
+        """Returns the output's (T, H, W) for an input's (T, H, W)."""
+        before, after = self.time_padding
+        pads = (before + after, 2 * self.padding[1], 2 * self.padding[2])
+        t, h, w = (
+            (size[i] + pads[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
+            for i in range(3)
+        )
+        return t, h, w
+
+
+def make(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    temporal_padding: str,
+) -> Geometry:
+    """Checks the arguments of a call and returns its geometry; raises as the public docstring says."""
+    _checks.tensor(input, NAME, "input")
+    _checks.tensor(weight, NAME, "weight")
+    _checks.rank(input, 5, NAME, "input", "(B, C, T, H, W)")
+    _checks.rank(weight, 5, NAME, "weight", "(C, 1, k_t, k_h, k_w)")
+    _checks.floating(input, NAME, "input")
+    _checks.same_kind(weight, input, NAME, "weight", "input")
+    channels = input.shape[1]
+    if weight.shape[0] != channels:
+        raise ValueError(f"{NAME}: weight has {weight.shape[0]} channels, input has {channels}")
+    if weight.shape[1] != 1:
+        raise ValueError(
+            f"{NAME}: weight must have one input channel per group, (C, 1, k_t, k_h, k_w), "
+            f"got {tuple(weight.shape)}"
+        )
+    _check_bias(bias, input)
+    _checks.non_empty_space(input, NAME, "input")
+    kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
+    if min(kernel) < 1 or max(kernel) > MAX_KERNEL:
+        raise ValueError(
+            f"{NAME}: weight's kernel must be 1 to {MAX_KERNEL} in every axis, got {kernel}"
+        )
+    if temporal_padding not in TEMPORAL_PADDINGS:
+        known = ", ".join(map(repr, TEMPORAL_PADDINGS))
+        raise ValueError(
+            f"{NAME}: temporal_padding must be one of {known}, got {temporal_padding!r}"
+        )
+    geometry = Geometry(
+        kernel,
+        _checks.triple(stride, NAME, "stride", 1),
+        _checks.triple(padding, NAME, "padding", 0),
+        _checks.triple(dilation, NAME, "dilation", 1),
+        temporal_padding,
+    )
+    output = geometry.output_size(input.shape[2:])
+    if min(output) < 1:
+        before, after = geometry.time_padding
+        t, h, w = input.shape[2:]
+        padded = (t + before + after, h + 2 * geometry.padding[1], w + 2 * geometry.padding[2])
+        raise ValueError(
+            f"{NAME}: weight's kernel {kernel} with dilation {geometry.dilation} "
+            f"is larger than the padded input {padded}"
+        )
+    return geometry
+
+
+def _check_bias(bias: Tensor | None, input: Tensor) -> None:
+    if bias is None:
+        return
+    _checks.tensor(bias, NAME, "bias")
+    _checks.rank(bias, 1, NAME, "bias", "(C,)")
+    if bias.shape[0] != input.shape[1]:
+        raise ValueError(f"{NAME}: bias has {bias.shape[0]} channels, input has {input.shape[1]}")
+    _checks.same_kind(bias, input, NAME, "bias", "input")

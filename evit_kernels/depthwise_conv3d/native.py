@@ -1,0 +1,104 @@
+"""depthwise_conv3d on the compiled core. The core works channels-last; other layouts are converted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evit_kernels import _layout
+from evit_kernels._activations import CODES
+from evit_kernels._native import DTYPES, core
+from evit_kernels.depthwise_conv3d.geometry import Geometry
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
+) -> Tensor:
+    """Returns the convolution of `input`, in its memory format."""
+    x = _layout.channels_last(input)
+    size = (x.shape[0], x.shape[1], *geometry.output_size(x.shape[2:]))
+    output = _empty(size, x)
+    if output.numel():
+        core().depthwise_conv3d_forward(
+            _problem(x, output, geometry, activation),
+            x.data_ptr(),
+            weight.contiguous().data_ptr(),
+            _pointer(bias),
+            output.data_ptr(),
+        )
+    return _layout.in_format_of(output, input)
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    activation: str,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of input, weight and bias; those not needed are empty."""
+    x = _layout.channels_last(input)
+    grad = grad_output.contiguous(memory_format=torch.channels_last_3d)
+    weight = weight.contiguous()
+    grad_input = _empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
+    grad_weight = torch.empty_like(weight) if needed[1] else input.new_empty(0)
+    grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0)
+    if grad.numel() == 0:
+        grad_input, grad_weight, grad_bias = (
+            g.zero_() for g in (grad_input, grad_weight, grad_bias)
+        )
+    elif any(needed):
+        problem = _problem(x, grad, geometry, activation)
+        # Derivative of the activation times the gradient; its input is recomputed, never stored.
+        scratch = torch.empty_like(grad) if activation != "none" else None
+        partials = weight.new_empty(
+            core().depthwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
+            dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
+        )
+        core().depthwise_conv3d_backward(
+            problem,
+            grad.data_ptr(),
+            x.data_ptr(),
+            weight.data_ptr(),
+            _pointer(bias),
+            _pointer(scratch),
+            _pointer(partials),
+            _pointer(grad_input if needed[0] else None),
+            _pointer(grad_weight if needed[1] else None),
+            _pointer(grad_bias if needed[2] else None),
+        )
+    if needed[0]:
+        grad_input = _layout.in_format_of(grad_input, input)
+    return grad_input, grad_weight, grad_bias
+
+
+def _problem(x: Tensor, output: Tensor, geometry: Geometry, activation: str) -> tuple[Any, ...]:
+    return (
+        DTYPES[x.dtype],
+        CODES[activation],
+        geometry.clamps_time,
+        torch.get_num_threads(),
+        x.shape[0],
+        x.shape[1],
+        tuple(x.shape[2:]),
+        tuple(output.shape[2:]),
+        geometry.kernel,
+        geometry.stride,
+        (geometry.time_padding[0], *geometry.padding[1:]),
+        geometry.dilation,
+        (x.stride(0), x.stride(2), x.stride(3), x.stride(4)),
+    )
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _empty(size: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.empty(
+        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d
+    )

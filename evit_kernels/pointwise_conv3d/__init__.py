@@ -1,0 +1,82 @@
+"""Pointwise (1x1x1) convolution with bias, activation and residual.
+
+Read in this order: this file (meaning), reference.py (definition), op.py (registration with torch),
+native.py (the fast path on CPUs).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from evit_kernels import _activations, _autocast, _checks, backends
+from evit_kernels.pointwise_conv3d import reference
+
+NAME = "pointwise_conv3d"
+
+
+def pointwise_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Mixes the channels of every position of a clip, then applies an activation, then adds a residual.
+
+    Equivalent to, with `activation="hardswish"`:
+
+        F.hardswish(F.conv3d(input, weight, bias)) + residual
+
+    Args:
+        input: (B, C_in, T, H, W), float32, float16, bfloat16 or float64, any strides.
+        weight: (C_out, C_in, 1, 1, 1), dtype and device of `input`.
+        bias: (C_out,) or None.
+        activation: None, "relu", "relu6", "hardswish", "gelu", "gelu_tanh" or "silu".
+        residual: (B, C_out, T, H, W) or None, added after the activation.
+        backend: None for the automatic choice, or "reference", "native", "triton".
+
+    Returns:
+        (B, C_out, T, H, W) in the dtype and memory format of `input`.
+
+    Raises:
+        ValueError: wrong rank, sizes or names. TypeError: wrong types or mixed dtypes.
+        RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
+    """
+    input, weight, bias, residual = _autocast.to_lower_precision(input, weight, bias, residual)
+    _check(input, weight, bias, residual)
+    function = _activations.canonical(activation, NAME)
+    backends.select(NAME, backend, input)
+    return reference.pointwise_conv3d(input, weight, bias, function, residual)
+
+
+def _check(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+    _checks.tensor(input, NAME, "input")
+    _checks.tensor(weight, NAME, "weight")
+    _checks.rank(input, 5, NAME, "input", "(B, C_in, T, H, W)")
+    _checks.rank(weight, 5, NAME, "weight", "(C_out, C_in, 1, 1, 1)")
+    _checks.floating(input, NAME, "input")
+    _checks.same_kind(weight, input, NAME, "weight", "input")
+    _checks.non_empty_space(input, NAME, "input")
+    if tuple(weight.shape[2:]) != (1, 1, 1):
+        raise ValueError(f"{NAME}: weight's kernel must be (1, 1, 1), got {tuple(weight.shape[2:])}")
+    if weight.shape[1] != input.shape[1]:
+        raise ValueError(
+            f"{NAME}: weight takes {weight.shape[1]} channels, input has {input.shape[1]}"
+        )
+    if bias is not None:
+        _checks.tensor(bias, NAME, "bias")
+        _checks.same_kind(bias, input, NAME, "bias", "input")
+        if tuple(bias.shape) != (weight.shape[0],):
+            raise ValueError(
+                f"{NAME}: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
+            )
+    if residual is not None:
+        _checks.tensor(residual, NAME, "residual")
+        _checks.same_kind(residual, input, NAME, "residual", "input")
+        expected = (input.shape[0], weight.shape[0], *input.shape[2:])
+        if tuple(residual.shape) != expected:
+            raise ValueError(
+                f"{NAME}: residual must be {expected}, got {tuple(residual.shape)}"
+            )

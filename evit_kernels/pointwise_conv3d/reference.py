@@ -1,0 +1,16 @@
+"""The definition of pointwise_conv3d, in plain PyTorch: any dtype, any device, differentiable."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from evit_kernels import _activations
+
+
+def pointwise_conv3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+) -> Tensor:
+    """A 1x1x1 convolution, then the activation, then the sum with the residual."""
+    output = _activations.reference(F.conv3d(input, weight, bias), activation)
+    return output if residual is None else output + residual
