@@ -1,0 +1,66 @@
+"""Saving: a safetensors file with the model's configuration, complete or not there at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors.torch import save
+
+from evit_models.checkpoints.reading import FOLDER_FILE, METADATA_KEY
+
+if TYPE_CHECKING:
+    from evit_models.efficientvit3d import EfficientViT3D
+
+CONFIG_FILE = "config.json"
+
+
+def save_checkpoint(model: EfficientViT3D, path: str | os.PathLike[str]) -> Path:
+    """Writes a model's weights as safetensors, and its configuration beside them as config.json.
+
+    The configuration also stands in the header of the weights file, which is what `load_model` and
+    `create_model(name, pretrained=path)` read. Each file is written under another name, flushed to
+    the disk, and only then renamed: a crash leaves the old file or the new one, never half of one.
+
+    Args:
+        model: its parameters and buffers are stored in their dtype, contiguous.
+        path: a file that ends in .safetensors, or a folder, which gets model.safetensors.
+
+    Returns:
+        The path of the weights file.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        if path.suffix:
+            raise ValueError(
+                f"save_checkpoint: path must end in .safetensors or be a folder, got {path}"
+            )
+        path = path / FOLDER_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    metadata = {"format": "pt", METADATA_KEY: json.dumps(model.config)}
+    description = {"architecture": model.name, **model.config, "default_cfg": model.default_cfg}
+    _write(path, save(tensors, metadata))
+    _write(path.with_name(CONFIG_FILE), (json.dumps(description, indent=2) + "\n").encode())
+    return path
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
