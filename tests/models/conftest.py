@@ -1,0 +1,49 @@
+"""Shared by the model tests: plain 2-D networks with random weights, saved once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from plain2d import EfficientViT2D, images, randomize
+from torch import Tensor
+
+
+class Reference(NamedTuple):
+    """A plain 2-D network's checkpoint with the original's names, and what it answers to images."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    images: Tensor
+    logits: Tensor
+    features: list[Tensor]
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reference]:
+    """Makes the reference of a variant, "b0" to "l3", once."""
+    folder = tmp_path_factory.mktemp("plain2d")
+
+    @cache
+    def make(variant: str) -> Reference:
+        model = randomize(EfficientViT2D(variant, num_classes=10))
+        path = folder / f"{variant}.pt"
+        torch.save({"state_dict": model.state_dict(), "epoch": 3}, path)
+        clips = images(2, seed=5)
+        with torch.no_grad():
+            return Reference(path, model.state_dict(), clips, model(clips), model.features(clips))
+
+    return make
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """Small tensors are fastest on one thread, and so are two cores that others use too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
