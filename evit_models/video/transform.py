@@ -66,7 +66,7 @@ def center_crop(clip: Tensor, size: int) -> Tensor:
 
 
 def three_crops(clip: Tensor, size: int) -> list[Tensor]:
-    """Three ``size`` x ``size`` crops of (..., H, W) along the longer side: its ends, its middle."""
+    """Three ``size`` x ``size`` crops of (..., H, W) along the longer side: ends and middle."""
     height, width = _sides("three_crops", clip, size)
     middle = ((height - size) // 2, (width - size) // 2)
     if width >= height:

@@ -1,0 +1,71 @@
+"""Timing that compares: rounds in which every peer runs, and medians over rounds."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+# A measurement shorter than this is mostly the clock and the scheduler, so calls are repeated.
+_SHORTEST = 0.005
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one peer, one value per round."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median over rounds."""
+        return statistics.median(self.seconds)
+
+    def slower_than(self, other: Timing) -> float:
+        """How many times longer this took than the other: the median of the paired ratios."""
+        pairs = zip(self.seconds, other.seconds, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+
+def paired_rounds(
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    *,
+    after_round: Callable[[], object] = lambda: None,
+) -> dict[str, Timing]:
+    """Time every call once per round, in an order that rotates, after two unmeasured calls each."""
+    repeats = {name: _warm_up(call, device) for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            gc.collect()
+            seconds[name].append(_time(calls[name], repeats[name], device))
+        after_round()
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _warm_up(call: Callable[[], object], device: torch.device) -> int:
+    """Run twice; how often to repeat the call so that one measurement is long enough."""
+    call()
+    taken = _time(call, 1, device)
+    return max(1, round(_SHORTEST / max(taken, 1e-7)))
+
+
+def _time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    _finish(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _finish(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
