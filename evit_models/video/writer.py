@@ -8,6 +8,7 @@ from os import PathLike, fspath
 
 import av
 import numpy as np
+from av.container import OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -34,7 +35,8 @@ def write_video(
 
     Returns: the number of frames written.
     Raises: ValueError for frames that are no RGB images of one even size, for no frames at all,
-    and for a codec or a container that the encoder library does not know.
+    and for a codec or a container that the encoder library does not know; OSError where the file
+    cannot be written.
     """
     name = codec if codec is not None else next(n for n in _ENCODERS if _can_encode(n))
     if not _can_encode(name):
@@ -42,34 +44,44 @@ def write_video(
     rate = Fraction(fps).limit_denominator(100_000)
     if rate <= 0:
         raise ValueError(f"write_video: fps is {fps}, expected a positive number")
-    count = 0
     try:
-        container = av.open(fspath(path), "w")
+        with av.open(fspath(path), "w") as container:
+            return _encode(container, frames, name, rate, pixel_format, dict(options or {}))
     except av.error.FFmpegError as error:
-        raise ValueError(f"write_video: cannot write {fspath(path)}: {error.strerror}") from error
-    with container:
-        stream: VideoStream | None = None
-        for frame in frames:
-            image = np.asarray(frame)
-            if stream is None:
-                _check_image(image, pixel_format)
-                added = container.add_stream(name, rate=rate, options=dict(options or {}))
-                if not isinstance(added, VideoStream):
-                    raise ValueError(f"write_video: codec {name!r} does not encode video")
-                stream = added
-                stream.height, stream.width = image.shape[:2]
-                stream.pix_fmt = pixel_format
-            elif image.shape != (stream.height, stream.width, 3):
-                raise ValueError(
-                    f"write_video: frame {count} has shape {image.shape}, "
-                    f"the first one {(stream.height, stream.width, 3)}"
-                )
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(picture))
-            count += 1
+        raise OSError(f"write_video: cannot write {fspath(path)}: {error.strerror}") from error
+
+
+def _encode(
+    container: OutputContainer,
+    frames: Iterable[NDArray[np.uint8]],
+    codec: str,
+    rate: Fraction,
+    pixel_format: str,
+    options: dict[str, str],
+) -> int:
+    count = 0
+    stream: VideoStream | None = None
+    for frame in frames:
+        image = np.asarray(frame)
         if stream is None:
-            raise ValueError("write_video: frames is empty, expected at least one frame")
-        container.mux(stream.encode(None))
+            _check_image(image, pixel_format)
+            added = container.add_stream(codec, rate=rate, options=options)
+            if not isinstance(added, VideoStream):
+                raise ValueError(f"write_video: codec {codec!r} does not encode video")
+            stream = added
+            stream.height, stream.width = image.shape[:2]
+            stream.pix_fmt = pixel_format
+        elif image.shape != (stream.height, stream.width, 3):
+            raise ValueError(
+                f"write_video: frame {count} has shape {image.shape}, "
+                f"the first one {(stream.height, stream.width, 3)}"
+            )
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+        container.mux(stream.encode(picture))
+        count += 1
+    if stream is None:
+        raise ValueError("write_video: frames is empty, expected at least one frame")
+    container.mux(stream.encode(None))
     return count
 
 
