@@ -98,7 +98,7 @@ __attribute__((noinline)) void activate(Vector<A, L>* v, int count, Activation a
       return;
     case Activation::kHardswish:
       for (int i = 0; i < count; ++i)
-        v[i] = v[i] * clamp_of<A, L>(v[i] + A(3), A(0), A(6)) / A(6);
+        v[i] = v[i] * clamp_of<A, L>(v[i] + A(3), A(0), A(6)) * (A(1) / A(6));
       return;
     case Activation::kGelu:
       for (int i = 0; i < count; ++i)
@@ -142,9 +142,9 @@ __attribute__((noinline)) void differentiate(Vector<A, L>* grad, const Vector<A,
     case Activation::kHardswish: {
       const V three = broadcast<L>(A(3));
       for (int i = 0; i < count; ++i) {
-        const V inside = grad[i] * (v[i] / A(3) + A(0.5));
-        const V right = v[i] > three ? grad[i] : inside;
-        grad[i] = v[i] < -three ? zero : right;
+        const V inside = grad[i] * (v[i] * (A(1) / A(3)) + A(0.5));
+        const V right = v[i] >= three ? grad[i] : inside;
+        grad[i] = v[i] <= -three ? zero : right;
       }
       return;
     }

@@ -1,4 +1,5 @@
-// Depthwise 3-D convolution on CPUs: walks tiles of rows, hands each row to a row kernel.
+// Depthwise 3-D convolution on CPUs: cuts the work into tiles of one slab of channels, some rows and
+// all frames; within a tile frames pass through a ring in cache (depthwise_conv3d_pack.h).
 #include "evit/depthwise_conv3d.h"
 
 #include "depthwise_conv3d_plan.h"
@@ -8,40 +9,40 @@
 
 namespace {
 
-using evit::Activation;
 using evit::DType;
 using evit::Status;
 using Problem = evit::DepthwiseConv3dProblem;
 
-constexpr int64_t kTileBytes = 384 * 1024;  // of source rows, to stay in a core's L2 cache
-constexpr int kMaxTaps = kMaxKernel * kMaxKernel;
-constexpr int64_t kChannelGroup = 64;  // channels of one weight-gradient task
+constexpr int64_t kRingBytes = 256 * 1024;  // of unpacked frames, to stay in a core's L2 cache
 constexpr int64_t kMaxSplits = 32;
 constexpr int64_t kMaxPartialBytes = 8 << 20;
+constexpr char kNoMemory[] = "out of memory for scratch buffers";
 
-// Rows of the destination whose source rows, over k_t frames, fit the cache. From shapes only.
-int64_t tile_rows(const Problem& p, int64_t rows, int64_t row_bytes, int64_t source_per_row) {
-  const int64_t budget = kTileBytes / larger(1, row_bytes * p.kernel[0]);
-  return larger(1, smaller(rows, (budget - p.kernel[1]) / larger(1, source_per_row)));
+// Destination rows of one tile: as many as keep the ring in cache. From shapes alone.
+int64_t tile_rows(const Plan& height, int64_t rows, int64_t slots, int64_t row_bytes) {
+  int64_t tile = rows;
+  while (tile > 1 && height.widest(rows, tile) * slots * row_bytes > kRingBytes) tile = (tile + 1) / 2;
+  return tile;
 }
 
-// Weights as (plane, k_h, k_w, C) in the accumulation type; reversed along k_w where asked.
+// Weights as (slab, plane, k_h, k_w, L) in the accumulation type; mirrored along k_w where asked.
 template <class S>
-void pack_weights(const Problem& p, const Planes& planes, const S* weight, bool reverse,
+void pack_weights(const Problem& p, const Planes& planes, const S* weight, bool mirrored,
                   Acc<S>* packed) {
+  constexpr int L = kLanes<S>;
   const int64_t kt = p.kernel[0], kh = p.kernel[1], kw = p.kernel[2];
-  for (int plane = 0; plane < planes.count(); ++plane)
-    for (int64_t h = 0; h < kh; ++h)
-      for (int64_t w = 0; w < kw; ++w) {
-        Acc<S>* row = packed + ((plane * kh + h) * kw + (reverse ? kw - 1 - w : w)) * p.channels;
-        for (int64_t c = 0; c < p.channels; ++c) {
-          const S* source = weight + ((c * kt) * kh + h) * kw + w;
-          Acc<S> sum = 0;
-          for (int t = planes.first(plane); t <= planes.last(plane); ++t)
-            sum += load<1>(source + t * kh * kw)[0];
-          row[c] = sum;
-        }
-      }
+  for (int64_t slab = 0; slab < ceil_div(p.channels, L); ++slab)
+    for (int plane = 0; plane < planes.count(); ++plane)
+      for (int64_t h = 0; h < kh; ++h)
+        for (int64_t w = 0; w < kw; ++w, packed += L)
+          for (int lane = 0; lane < L; ++lane) {
+            const int64_t c = slab * L + lane;
+            Acc<S> sum = 0;
+            const S* source = weight + (c * kt * kh + h) * kw + (mirrored ? kw - 1 - w : w);
+            for (int t = planes.first(plane); c < p.channels && t <= planes.last(plane); ++t)
+              sum += load<1>(source + t * kh * kw)[0];
+            packed[lane] = sum;
+          }
 }
 
 // What a pass reads and writes; `transposed` is the data gradient.
@@ -58,176 +59,279 @@ struct Pass {
 };
 
 template <class S>
-Status convolve(const Problem& p, const Pass<S>& pass) {
-  const int64_t* size = pass.transposed ? p.in : p.out;
-  const int64_t* source_size = pass.transposed ? p.out : p.in;
-  const bool mirrored = pass.transposed && gradient_is_gather(sizeof(S) == 8, p.kernel[2],
-                                                              p.stride[2], p.dilation[2]);
-  const Plan time(p, 0, pass.transposed);
-  const Plan height(p, 1, pass.transposed);
-  const Planes planes(p, time, size[0]);
-  const int64_t row_weights = p.kernel[2] * p.channels;
-  Buffer<Acc<S>> packed(planes.count() * p.kernel[1] * row_weights);
-  Buffer<Acc<S>> bias(pass.bias != nullptr ? p.channels : 0);
-  if (!packed.ok() || !bias.ok()) return {"out of memory for packed weights"};
-  pack_weights(p, planes, pass.weight, mirrored, packed.data());
-  for (int64_t c = 0; pass.bias != nullptr && c < p.channels; ++c) bias[c] = load<1>(pass.bias + c)[0];
+class Convolution {
+ public:
+  Convolution(const Problem& p, const Pass<S>& pass)
+      : p_(p),
+        pass_(pass),
+        size_(pass.transposed ? p.in : p.out),
+        source_size_(pass.transposed ? p.out : p.in),
+        columns_(columns_of<S>(p.kernel[2], p.stride[2], p.dilation[2], p.padding[2],
+                               pass.transposed, source_size_[2], size_[2])),
+        time_(p, 0, pass.transposed),
+        height_(p, 1, pass.transposed),
+        planes_(p, time_, size_[0]),
+        slots_(time_.widest(size_[0], 1)),
+        slabs_(ceil_div(p.channels, L)),
+        slab_weights_(planes_.count() * p.kernel[1] * p.kernel[2] * L),
+        weights_(slabs_ * slab_weights_),
+        bias_(slabs_ * L) {}
 
-  RowJob<S> job = {};
-  job.channels = p.channels;
-  job.column_stride = pass.source_strides[3];
-  job.source_width = source_size[2];
-  job.width = size[2];
-  job.kernel = p.kernel[2];
-  job.stride = p.stride[2];
-  job.dilation = p.dilation[2];
-  job.padding = mirrored ? p.kernel[2] - 1 - p.padding[2] : p.padding[2];
-  job.bias = pass.bias != nullptr ? bias.data() : nullptr;
-  job.activation = pass.activation;
-  const RowFunction<S> row =
-      row_function<S>(p.kernel[2], p.stride[2], p.dilation[2], pass.transposed);
+  Status run() {
+    if (!time_.ok() || !height_.ok() || !weights_.ok() || !bias_.ok()) return {kNoMemory};
+    pack_weights(p_, planes_, pass_.weight, columns_.mirrored, weights_.data());
+    for (int64_t c = 0; pass_.bias != nullptr && c < slabs_ * L; ++c)
+      bias_[c] = c < p_.channels ? load<1>(pass_.bias + c)[0] : 0;
 
-  const int64_t row_bytes = source_size[2] * p.channels * static_cast<int64_t>(sizeof(S));
-  const int64_t rows = tile_rows(p, size[1], row_bytes, pass.transposed ? 1 : p.stride[1]);
-  const int64_t row_tiles = ceil_div(size[1], rows);
-  // Time runs inside a tile, so that frames are read from cache; it is cut only to occupy all threads.
-  const int64_t wanted = 4 * static_cast<int64_t>(p.num_threads);
-  const int64_t time_tiles =
-      smaller(size[0], larger(1, ceil_div(wanted, larger(1, p.batch * row_tiles))));
-  const int64_t frames = ceil_div(size[0], time_tiles);
-  const int64_t tasks = p.batch * row_tiles * time_tiles;
-  const int64_t row_elements = size[2] * p.channels;
-  // Not k_t * k_h: with a repeated border, one input frame can belong to any number of outputs.
-  const int64_t most_taps = time.most_links(size[0]) * height.most_links(size[1]);
+    const int64_t row_bytes =
+        (columns_.left + source_size_[2] + columns_.right) * L * static_cast<int64_t>(sizeof(Acc<S>));
+    rows_ = tile_rows(height_, size_[1], slots_, row_bytes);
+    const int64_t row_tiles = ceil_div(size_[1], rows_);
+    // Time runs inside a tile, so that each frame is unpacked once; it is cut only to occupy threads.
+    const int64_t tiles = p_.batch * row_tiles * slabs_;
+    const int64_t time_tiles = smaller(size_[0], ceil_div(3 * p_.num_threads, larger(1, tiles)));
+    frames_ = ceil_div(size_[0], time_tiles);
+    const int64_t tasks = tiles * time_tiles;
+    const int64_t source_rows = height_.widest(size_[1], rows_);
+    bool failed = false;
 
-#pragma omp parallel for schedule(dynamic) num_threads(p.num_threads) if (p.num_threads > 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    const int64_t n = task / (row_tiles * time_tiles);
-    const int64_t h0 = task / time_tiles % row_tiles * rows;
-    const int64_t t0 = task % time_tiles * frames;
-    RowJob<S> mine = job;
-    Buffer<Tap<S>> taps(most_taps);
-    mine.taps = taps.data();
-    for (int64_t t = t0; t < smaller(t0 + frames, size[0]); ++t)
-      for (int64_t h = h0; h < smaller(h0 + rows, size[1]); ++h) {
-        mine.num_taps = 0;
-        for (const Link* f = time.begin(t); f != time.end(t); ++f)
-          for (const Link* r = height.begin(h); r != height.end(h); ++r) {
-            const S* source_row = pass.source + n * pass.source_strides[0] +
-                                  f->source * pass.source_strides[1] +
-                                  r->source * pass.source_strides[2];
-            const int64_t plane = planes.of(*f) * p.kernel[1] + r->first;
-            taps[mine.num_taps++] = {source_row, packed.data() + plane * row_weights};
-          }
-        const int64_t offset = ((n * size[0] + t) * size[1] + h) * row_elements;
-        mine.multiplier = pass.multiplier != nullptr ? pass.multiplier + offset : nullptr;
-        mine.destination = pass.destination + offset;
-        row(mine);
+#pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
+    {
+      FrameRing<S> ring(slots_, source_rows, source_size_[2], columns_.left, columns_.right);
+      Buffer<Tap<Acc<S>>> taps(rows_ * time_.most_links(size_[0]) * height_.most_links(size_[1]));
+      Buffer<TapList<Acc<S>>> lists(rows_);
+      const bool ready = ring.ok() && taps.ok() && lists.ok();
+#pragma omp for schedule(dynamic)
+      for (int64_t task = 0; task < tasks; ++task) {
+        // Slabs are innermost: neighbours in memory are read at about the same time.
+        const int64_t slab = task % slabs_;
+        const int64_t h0 = task / slabs_ % row_tiles * rows_;
+        const int64_t t0 = task / (slabs_ * row_tiles) % time_tiles * frames_;
+        const int64_t n = task / (slabs_ * row_tiles * time_tiles);
+        if (ready)
+          tile(n, t0, h0, slab, ring, taps.data(), lists.data());
+        else
+          failed = true;
       }
+    }
+    return {failed ? kNoMemory : nullptr};
   }
-  return {};
-}
 
-// Sizes of the weight gradient's partial sums; functions of the shape alone, never of the threads.
-struct Splits {
-  int64_t rows;       // of the output in one tile
-  int64_t row_tiles;  // per sample
-  int64_t splits;
-  int64_t taps;      // (plane, k_h, k_w) per channel
-  int64_t elements;  // of one split: the taps, then the bias
+ private:
+  static constexpr int L = kLanes<S>;
+
+  void tile(int64_t n, int64_t t0, int64_t h0, int64_t slab, FrameRing<S>& ring, Tap<Acc<S>>* taps,
+            TapList<Acc<S>>* lists) const {
+    const int64_t rows = smaller(rows_, size_[1] - h0);
+    const int lanes = static_cast<int>(smaller(L, p_.channels - slab * L));
+    int64_t first, last;
+    height_.sources(h0, h0 + rows, &first, &last);
+    ring.start(pass_.source + n * pass_.source_strides[0] + slab * L, pass_.source_strides, first,
+               larger(0, last - first + 1), lanes);
+
+    FrameJob<S> job = {};
+    job.lists = lists;
+    job.rows = rows;
+    job.width = size_[2];
+    job.source_width = source_size_[2];
+    job.kernel = p_.kernel[2];
+    job.stride = p_.stride[2];
+    job.dilation = p_.dilation[2];
+    job.padding = columns_.padding;
+    job.bias = pass_.bias != nullptr ? bias_.data() + slab * L : nullptr;
+    job.activation = pass_.activation;
+    job.column_stride = p_.channels;
+    job.row_stride = size_[2] * p_.channels;
+    job.lanes = lanes;
+    const Acc<S>* weights = weights_.data() + slab * slab_weights_;
+    const int64_t row_weights = p_.kernel[2] * L;
+
+    for (int64_t t = t0; t < smaller(t0 + frames_, size_[0]); ++t) {
+      Tap<Acc<S>>* next = taps;
+      for (int64_t h = 0; h < rows; ++h) {
+        lists[h].taps = next;
+        for (const Link* f = time_.begin(t); f != time_.end(t); ++f)
+          for (const Link* r = height_.begin(h0 + h); r != height_.end(h0 + h); ++r)
+            *next++ = {ring.row(f->source, r->source),
+                       weights + (planes_.of(*f) * p_.kernel[1] + r->first) * row_weights};
+        lists[h].count = static_cast<int>(next - lists[h].taps);
+      }
+      const int64_t offset = ((n * size_[0] + t) * size_[1] + h0) * job.row_stride + slab * L;
+      job.multiplier = pass_.multiplier != nullptr ? pass_.multiplier + offset : nullptr;
+      job.destination = pass_.destination + offset;
+      columns_.function(job);
+    }
+  }
+
+  const Problem& p_;
+  const Pass<S>& pass_;
+  const int64_t* size_;
+  const int64_t* source_size_;
+  const Columns<S> columns_;
+  const Plan time_;
+  const Plan height_;
+  const Planes planes_;
+  const int64_t slots_;
+  const int64_t slabs_;
+  const int64_t slab_weights_;
+  Buffer<Acc<S>> weights_;
+  Buffer<Acc<S>> bias_;
+  int64_t rows_ = 1;
+  int64_t frames_ = 1;
 };
 
-Splits splits_of(const Problem& p, const Planes& planes, int64_t element_bytes) {
-  Splits s;
-  s.taps = planes.count() * p.kernel[1] * p.kernel[2];
-  s.elements = (s.taps + 1) * p.channels;
-  s.rows = tile_rows(p, p.out[1], p.in[2] * p.channels * element_bytes, p.stride[1]);
-  // Small maps are cut further, to leave work for several cores.
-  s.rows = larger(1, smaller(s.rows, ceil_div(p.out[1] * p.batch, kMaxSplits / 2)));
-  s.row_tiles = ceil_div(p.out[1], s.rows);
-  const int64_t affordable = larger(4, kMaxPartialBytes / (s.elements * 4));
-  s.splits = smaller(smaller(kMaxSplits, affordable), p.batch * s.row_tiles);
-  return s;
-}
-
 template <class S>
-Status weight_gradient(const Problem& p, const S* grad, const S* input, Acc<S>* partials,
-                       S* grad_weight, S* grad_bias) {
-  const Plan time(p, 0, false);
-  const Plan height(p, 1, false);
-  const Planes planes(p, time, p.out[0]);
-  const Splits s = splits_of(p, planes, sizeof(S));
-  const int64_t groups = ceil_div(p.channels, kChannelGroup);
-  const int64_t tiles = p.batch * s.row_tiles;
-  const int64_t kh = p.kernel[1], kw = p.kernel[2];
-  const WeightFunction<S> row = weight_function<S>(kw, p.stride[2], p.dilation[2]);
+class WeightGradient {
+ public:
+  // Everything here follows from the shape: the split of the sum, and so its bits, never from threads.
+  explicit WeightGradient(const Problem& p)
+      : p_(p),
+        columns_(columns_of<S>(p.kernel[2], p.stride[2], p.dilation[2], p.padding[2], false, p.in[2],
+                               p.out[2])),
+        time_(p, 0, false),
+        height_(p, 1, false),
+        planes_(p, time_, p.out[0]),
+        slots_(time_.widest(p.out[0], 1)),
+        slabs_(ceil_div(p.channels, L)),
+        plane_taps_(p.kernel[1] * p.kernel[2]),
+        taps_(planes_.count() * plane_taps_),
+        elements_((taps_ + 1) * slabs_ * L) {
+    const int64_t row_bytes =
+        (columns_.left + p.in[2] + columns_.right) * L * static_cast<int64_t>(sizeof(Acc<S>));
+    rows_ = tile_rows(height_, p.out[1], slots_, row_bytes);
+    row_tiles_ = ceil_div(p.out[1], rows_);
+    const int64_t affordable =
+        larger(2, kMaxPartialBytes / (elements_ * static_cast<int64_t>(sizeof(Acc<S>))));
+    // Few slabs leave little to do in parallel: then more of the sum is split.
+    const int64_t wanted = larger(1, kMaxSplits / slabs_);
+    splits_ = larger(1, smaller(smaller(wanted, affordable), p.batch * row_tiles_));
+  }
 
-  WeightJob<S> job = {};
-  job.channels = p.channels;
-  job.column_stride = p.in_strides[3];
-  job.source_width = p.in[2];
-  job.width = p.out[2];
-  job.kernel = kw;
-  job.stride = p.stride[2];
-  job.dilation = p.dilation[2];
-  job.padding = p.padding[2];
+  int64_t workspace() const { return splits_ * elements_; }
 
-#pragma omp parallel for schedule(dynamic) num_threads(p.num_threads) if (p.num_threads > 1)
-  for (int64_t task = 0; task < s.splits * groups; ++task) {
-    const int64_t split = task / groups;
-    WeightJob<S> mine = job;
-    WeightTap<S> taps[kMaxTaps];
-    mine.taps = taps;
-    mine.channel_begin = task % groups * kChannelGroup;
-    mine.channel_end = smaller(p.channels, mine.channel_begin + kChannelGroup);
-    Acc<S>* partial = partials + split * s.elements;
-    for (int64_t tap = 0; tap <= s.taps; ++tap)
-      for (int64_t c = mine.channel_begin; c < mine.channel_end; ++c)
-        partial[tap * p.channels + c] = 0;
-    mine.bias_partial = grad_bias != nullptr ? partial + s.taps * p.channels : nullptr;
+  Status run(const S* grad, const S* input, Acc<S>* partials, S* grad_weight, S* grad_bias) {
+    if (!time_.ok() || !height_.ok()) return {kNoMemory};
+    const int64_t source_rows = height_.widest(p_.out[1], rows_);
+    bool failed = false;
+#pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
+    {
+      FrameRing<S> grads(1, rows_, p_.out[2], 0, 0);
+      FrameRing<S> inputs(slots_, source_rows, p_.in[2], columns_.left, columns_.right);
+      Buffer<const Acc<S>*> rows(rows_ * (p_.kernel[1] + 1));
+      const bool ready = grads.ok() && inputs.ok() && rows.ok();
+#pragma omp for schedule(dynamic)
+      for (int64_t task = 0; task < splits_ * slabs_; ++task) {
+        if (ready)
+          part(task / slabs_, task % slabs_, grad, input, partials, grad_weight != nullptr,
+               grad_bias != nullptr, grads, inputs, rows.data());
+        else
+          failed = true;
+      }
+    }
+    if (failed) return {kNoMemory};
+    for (int64_t slab = 0; slab < slabs_; ++slab) combine(slab, partials, grad_weight, grad_bias);
+    return {};
+  }
 
-    for (int64_t tile = split * tiles / s.splits; tile < (split + 1) * tiles / s.splits; ++tile) {
-      const int64_t n = tile / s.row_tiles;
-      const int64_t h0 = tile % s.row_tiles * s.rows;
-      for (int64_t t = 0; t < p.out[0]; ++t)
-        for (int64_t h = h0; h < smaller(h0 + s.rows, p.out[1]); ++h) {
-          mine.num_taps = 0;
-          for (const Link* f = time.begin(t); grad_weight != nullptr && f != time.end(t); ++f)
-            for (const Link* r = height.begin(h); r != height.end(h); ++r)
-              taps[mine.num_taps++] = {
-                  input + n * p.in_strides[0] + f->source * p.in_strides[1] +
-                      r->source * p.in_strides[2],
-                  partial + (planes.of(*f) * kh + r->first) * kw * p.channels};
-          mine.grad = grad + ((n * p.out[0] + t) * p.out[1] + h) * p.out[2] * p.channels;
-          row(mine);
+ private:
+  static constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+
+  Acc<S>* partial(Acc<S>* partials, int64_t split, int64_t slab) const {
+    return partials + split * elements_ + slab * (taps_ + 1) * L;
+  }
+
+  // The sum over one split's tiles, one slab: (plane, k_h, k_w, L), then the bias (L).
+  void part(int64_t split, int64_t slab, const S* grad, const S* input, Acc<S>* partials,
+            bool want_weight, bool want_bias, FrameRing<S>& grads, FrameRing<S>& inputs,
+            const Acc<S>** rows) const {
+    Acc<S>* sums = partial(partials, split, slab);
+    for (int64_t i = 0; i < (taps_ + 1) * L; ++i) sums[i] = 0;
+    const int lanes = static_cast<int>(smaller(L, p_.channels - slab * L));
+    const int64_t grad_strides[4] = {p_.out[0] * p_.out[1] * p_.out[2] * p_.channels,
+                                     p_.out[1] * p_.out[2] * p_.channels, p_.out[2] * p_.channels,
+                                     p_.channels};
+    WeightJob<Acc<S>> job = {};
+    job.grads = rows;
+    job.inputs = rows + rows_;
+    job.kernel_rows = p_.kernel[1];
+    job.width = p_.out[2];
+    job.source_width = p_.in[2];
+    job.kernel = p_.kernel[2];
+    job.stride = p_.stride[2];
+    job.dilation = p_.dilation[2];
+    job.padding = p_.padding[2];
+    const WeightFunction<Acc<S>> frame =
+        weight_function<S>(p_.kernel[2], p_.stride[2], p_.dilation[2]);
+
+    const int64_t tiles = p_.batch * row_tiles_;
+    for (int64_t tile = split * tiles / splits_; tile < (split + 1) * tiles / splits_; ++tile) {
+      const int64_t n = tile / row_tiles_;
+      const int64_t h0 = tile % row_tiles_ * rows_;
+      job.rows = smaller(rows_, p_.out[1] - h0);
+      int64_t first, last;
+      height_.sources(h0, h0 + job.rows, &first, &last);
+      grads.start(grad + n * grad_strides[0] + slab * L, grad_strides, h0, job.rows, lanes);
+      inputs.start(input + n * p_.in_strides[0] + slab * L, p_.in_strides, first,
+                   larger(0, last - first + 1), lanes);
+      for (int64_t t = 0; t < p_.out[0]; ++t) {
+        for (int64_t h = 0; h < job.rows; ++h) rows[h] = grads.row(t, h0 + h);
+        if (want_bias) add_bias(job, sums + taps_ * L);
+        for (const Link* f = time_.begin(t); want_weight && f != time_.end(t); ++f) {
+          for (int64_t i = 0; i < job.rows * p_.kernel[1]; ++i) rows[rows_ + i] = nullptr;
+          for (int64_t h = 0; h < job.rows; ++h)
+            for (const Link* r = height_.begin(h0 + h); r != height_.end(h0 + h); ++r)
+              rows[rows_ + h * p_.kernel[1] + r->first] = inputs.row(f->source, r->source);
+          job.partial = sums + planes_.of(*f) * plane_taps_ * L;
+          frame(job);
+        }
+      }
+    }
+  }
+
+  static void add_bias(const WeightJob<Acc<S>>& job, Acc<S>* to) {
+    V sums[4] = {};
+    for (int64_t h = 0; h < job.rows; ++h)
+      for (int64_t w = 0; w < job.width; ++w) sums[w & 3] += load<L>(job.grads[h] + w * L);
+    store<L>(to, load<L>(to) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
+  }
+
+  // Splits are added in their order. The sum of a merged plane belongs to each of its taps.
+  void combine(int64_t slab, Acc<S>* partials, S* grad_weight, S* grad_bias) const {
+    Acc<S>* sums = partial(partials, 0, slab);
+    for (int64_t split = 1; split < splits_; ++split) {
+      const Acc<S>* more = partial(partials, split, slab);
+      for (int64_t i = 0; i < (taps_ + 1) * L; ++i) sums[i] += more[i];
+    }
+    for (int64_t lane = 0; lane < smaller(L, p_.channels - slab * L); ++lane) {
+      const int64_t c = slab * L + lane;
+      if (grad_bias != nullptr) store<1>(grad_bias + c, Vector<Acc<S>, 1>{sums[taps_ * L + lane]});
+      for (int64_t t = 0; grad_weight != nullptr && t < p_.kernel[0]; ++t)
+        for (int64_t tap = 0; tap < plane_taps_; ++tap) {
+          Acc<S> sum = 0;
+          for (int plane = 0; plane < planes_.count(); ++plane)
+            if (planes_.first(plane) <= t && t <= planes_.last(plane))
+              sum += sums[(plane * plane_taps_ + tap) * L + lane];
+          store<1>(grad_weight + (c * p_.kernel[0] + t) * plane_taps_ + tap,
+                   Vector<Acc<S>, 1>{sum});
         }
     }
   }
 
-  // Splits are added in their order, so the result has the same bits on any number of threads.
-  // A merged plane's sum belongs to each of its taps.
-#pragma omp parallel for schedule(static) num_threads(p.num_threads) if (p.num_threads > 1)
-  for (int64_t group = 0; group < groups; ++group)
-    for (int64_t c = group * kChannelGroup; c < smaller(p.channels, (group + 1) * kChannelGroup);
-         ++c) {
-      const auto total = [&](int64_t tap) {
-        Acc<S> sum = 0;
-        for (int64_t split = 0; split < s.splits; ++split)
-          sum += partials[split * s.elements + tap * p.channels + c];
-        return sum;
-      };
-      if (grad_bias != nullptr) store<1>(grad_bias + c, Vector<Acc<S>, 1>{total(s.taps)});
-      if (grad_weight == nullptr) continue;
-      for (int64_t t = 0; t < p.kernel[0]; ++t)
-        for (int64_t hw = 0; hw < kh * kw; ++hw) {
-          Acc<S> sum = 0;
-          for (int plane = 0; plane < planes.count(); ++plane)
-            if (planes.first(plane) <= t && t <= planes.last(plane)) sum += total(plane * kh * kw + hw);
-          store<1>(grad_weight + (c * p.kernel[0] + t) * kh * kw + hw, Vector<Acc<S>, 1>{sum});
-        }
-    }
-  return {};
-}
+  const Problem& p_;
+  const Columns<S> columns_;
+  const Plan time_;
+  const Plan height_;
+  const Planes planes_;
+  const int64_t slots_;
+  const int64_t slabs_;
+  const int64_t plane_taps_;
+  const int64_t taps_;
+  const int64_t elements_;
+  int64_t rows_ = 1;
+  int64_t row_tiles_ = 1;
+  int64_t splits_ = 1;
+};
 
 void dense_strides(const int64_t* size, int64_t channels, int64_t* strides) {
   strides[3] = channels;
@@ -247,7 +351,7 @@ Status forward_as(const Problem& p, const void* input, const void* weight, const
   pass.multiplier = static_cast<const S*>(multiplier);
   pass.activation = p.activation;
   pass.destination = static_cast<S*>(output);
-  return convolve<S>(p, pass);
+  return Convolution<S>(p, pass).run();
 }
 
 template <class S>
@@ -270,12 +374,13 @@ Status backward_as(const Problem& p, const void* grad_output, const void* input,
     pass.activation = Activation::kNone;
     pass.destination = static_cast<S*>(grad_input);
     pass.transposed = true;
-    const Status status = convolve<S>(p, pass);
+    const Status status = Convolution<S>(p, pass).run();
     if (!status.ok()) return status;
   }
   if (grad_weight == nullptr && grad_bias == nullptr) return {};
-  return weight_gradient<S>(p, grad, static_cast<const S*>(input), static_cast<Acc<S>*>(partials),
-                            static_cast<S*>(grad_weight), static_cast<S*>(grad_bias));
+  return WeightGradient<S>(p).run(grad, static_cast<const S*>(input),
+                                  static_cast<Acc<S>*>(partials), static_cast<S*>(grad_weight),
+                                  static_cast<S*>(grad_bias));
 }
 
 }  // namespace
@@ -290,9 +395,8 @@ Status depthwise_conv3d_forward(const Problem& p, const void* input, const void*
 }
 
 int64_t depthwise_conv3d_workspace(const Problem& p) {
-  const Planes planes(p, Plan(p, 0, false), p.out[0]);
-  const Splits s = splits_of(p, planes, storage_bytes(p.dtype));
-  return s.splits * s.elements;
+  return with_storage(
+      p.dtype, [&](auto s) { return WeightGradient<typename decltype(s)::type>(p).workspace(); });
 }
 
 Status depthwise_conv3d_backward(const Problem& p, const void* grad_output, const void* input,

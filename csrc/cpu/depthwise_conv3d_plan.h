@@ -37,12 +37,33 @@ class Plan {
     });
   }
 
+  bool ok() const { return begin_.ok() && links_.ok(); }
   const Link* begin(int64_t destination) const { return links_.data() + begin_[destination]; }
   const Link* end(int64_t destination) const { return links_.data() + begin_[destination + 1]; }
 
   int64_t most_links(int64_t destinations) const {
     int64_t most = 1;
     for (int64_t d = 0; d < destinations; ++d) most = larger(most, end(d) - begin(d));
+    return most;
+  }
+
+  // Sources [first, last] that destinations [from, to) read; empty (last < first) when they read none.
+  void sources(int64_t from, int64_t to, int64_t* first, int64_t* last) const {
+    *first = INT32_MAX;
+    *last = -1;
+    for (const Link* link = begin(from); link != end(to - 1); ++link) {
+      *first = smaller(*first, link->source);
+      *last = larger(*last, link->source);
+    }
+  }
+
+  // The largest number of sources between the first and the last of any `step` destinations in a row.
+  int64_t widest(int64_t destinations, int64_t step) const {
+    int64_t most = 1, first, last;
+    for (int64_t d = 0; d < destinations; d += step) {
+      sources(d, smaller(d + step, destinations), &first, &last);
+      most = larger(most, last - first + 1);
+    }
     return most;
   }
 

@@ -1,144 +1,52 @@
-// One destination row of a depthwise convolution (forward or data gradient), all channels.
-//
-// Per slab of one vector of channels, a block of destination columns is held in registers while the
-// source columns stream by: every source element is loaded and converted once per tap row and used
-// for all its horizontal taps. Blocks at the borders skip absent columns, they never multiply by zero.
+// Blocks of destination columns of a depthwise convolution (forward or data gradient), one slab of
+// channels. A block is held in registers while the source columns stream by: every source element is
+// loaded once per tap row and used for all its horizontal taps.
 #pragma once
 
 #include "activation.h"
+#include "depthwise_conv3d_pack.h"
 #include "simd.h"
 
 namespace {
 
-// A source row together with the row of weights (k_w, C) that multiplies it.
-template <class S>
+// A source row, unpacked to (columns, L), and the row of weights (k_w, L) that multiplies it.
+template <class A>
 struct Tap {
-  const S* row;
-  const Acc<S>* weight;
+  const A* row;
+  const A* weight;
 };
 
+// The taps of one destination row.
+template <class A>
+struct TapList {
+  const Tap<A>* taps;
+  int count;
+};
+
+// One frame of a tile: `rows` destination rows, one slab.
 template <class S>
-struct RowJob {
-  const Tap<S>* taps;
-  int num_taps;
-  int64_t channels;
-  int64_t column_stride;  // of the source, in elements
-  int64_t source_width;
+struct FrameJob {
+  const TapList<Acc<S>>* lists;  // per destination row
+  int64_t rows;
   int64_t width;  // of the destination
+  int64_t source_width;
   int64_t kernel;
   int64_t stride;
   int64_t dilation;
   int64_t padding;
-  const Acc<S>* bias;    // (C) or null
-  const S* multiplier;   // null, or a row like the destination: store multiplier * act'(sum)
+  const Acc<S>* bias;   // (L) or null
+  const S* multiplier;  // null, or like the destination: store multiplier * act'(sum)
   evit::Activation activation;
-  S* destination;  // (width, C)
+  S* destination;
+  int64_t row_stride;     // of destination and multiplier, in elements
+  int64_t column_stride;  // likewise
+  int lanes;              // channels of this slab that exist
 };
 
 template <class S>
-using RowFunction = void (*)(const RowJob<S>&);
+using FrameFunction = void (*)(const FrameJob<S>&);
 
-template <class S, int L>
-EVIT_INLINE void finish(const RowJob<S>& job, int64_t c, int64_t w, Vector<Acc<S>, L>* sums, int n) {
-  using V = Vector<Acc<S>, L>;
-  if (job.bias != nullptr) {
-    const V bias = load<L>(job.bias + c);
-    for (int i = 0; i < n; ++i) sums[i] += bias;
-  }
-  const int64_t offset = w * job.channels + c;
-  if (job.multiplier != nullptr) {
-    V grads[8];
-    for (int i = 0; i < n; ++i) grads[i] = load<L>(job.multiplier + offset + i * job.channels);
-    differentiate<Acc<S>, L>(grads, sums, n, job.activation);
-    for (int i = 0; i < n; ++i) store<L>(job.destination + offset + i * job.channels, grads[i]);
-    return;
-  }
-  if (job.activation != evit::Activation::kNone) activate<Acc<S>, L>(sums, n, job.activation);
-  for (int i = 0; i < n; ++i) store<L>(job.destination + offset + i * job.channels, sums[i]);
-}
-
-// Destination columns [w, w + B) that gather from source columns w * KS - padding + (0 .. KW - 1).
-template <class S, int L, int KW, int KS, int B, bool Edge>
-EVIT_INLINE void gather_block(const RowJob<S>& job, int64_t c, int64_t w) {
-  using V = Vector<Acc<S>, L>;
-  V sums[B] = {};
-  const int64_t x0 = w * KS - job.padding;
-  for (int t = 0; t < job.num_taps; ++t) {
-    const S* row = job.taps[t].row + c + x0 * job.column_stride;
-    const Acc<S>* weight = job.taps[t].weight + c;
-    V taps[KW];
-    EVIT_UNROLL
-    for (int k = 0; k < KW; ++k) taps[k] = load<L>(weight + k * job.channels);
-    EVIT_UNROLL
-    for (int j = 0; j < (B - 1) * KS + KW; ++j) {
-      if (Edge && (x0 + j < 0 || x0 + j >= job.source_width)) continue;
-      const V x = load<L>(row + j * job.column_stride);
-      EVIT_UNROLL
-      for (int k = 0; k < KW; ++k)
-        if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B) sums[(j - k) / KS] += x * taps[k];
-    }
-  }
-  finish<S, L>(job, c, w, sums, B);
-}
-
-// Data gradient of stride 2: destination column d receives from source column j where
-// d = 2 j - padding + k. Parity is that of w + padding - (KW - 1), fixed within a block.
-template <class S, int L, int KW, int B, int Parity>
-EVIT_INLINE void scatter_block(const RowJob<S>& job, int64_t c, int64_t w) {
-  using V = Vector<Acc<S>, L>;
-  V sums[B] = {};
-  const int64_t j0 = (w + job.padding - (KW - 1) + Parity) / 2;  // exact: the sum is even
-  for (int t = 0; t < job.num_taps; ++t) {
-    const S* row = job.taps[t].row + c + j0 * job.column_stride;
-    const Acc<S>* weight = job.taps[t].weight + c;
-    V taps[KW];
-    EVIT_UNROLL
-    for (int k = 0; k < KW; ++k) taps[k] = load<L>(weight + k * job.channels);
-    EVIT_UNROLL
-    for (int j = 0; 2 * j - (KW - 1) + Parity < B; ++j) {
-      if (j0 + j < 0 || j0 + j >= job.source_width) continue;
-      const V x = load<L>(row + j * job.column_stride);
-      EVIT_UNROLL
-      for (int k = 0; k < KW; ++k) {
-        const int d = 2 * j + k - (KW - 1) + Parity;
-        if (d >= 0 && d < B) sums[d] += x * taps[k];
-      }
-    }
-  }
-  finish<S, L>(job, c, w, sums, B);
-}
-
-// Any kernel, stride and dilation, one column at a time.
-template <class S, int L, bool Scatter>
-EVIT_INLINE void plain_column(const RowJob<S>& job, int64_t c, int64_t w) {
-  using V = Vector<Acc<S>, L>;
-  V sum[1] = {};
-  for (int64_t k = 0; k < job.kernel; ++k) {
-    int64_t x;
-    if (Scatter) {
-      const int64_t scaled = w + job.padding - k * job.dilation;
-      if (scaled < 0 || scaled % job.stride != 0) continue;
-      x = scaled / job.stride;
-    } else {
-      x = w * job.stride - job.padding + k * job.dilation;
-    }
-    if (x < 0 || x >= job.source_width) continue;
-    for (int t = 0; t < job.num_taps; ++t) {
-      const Acc<S>* weight = job.taps[t].weight + k * job.channels + c;
-      sum[0] += load<L>(job.taps[t].row + x * job.column_stride + c) * load<L>(weight);
-    }
-  }
-  finish<S, L>(job, c, w, sum, 1);
-}
-
-template <class S, bool Scatter>
-void plain_row(const RowJob<S>& job) {
-  for_each_slab<S>(job.channels, [&](auto lanes, int64_t c) {
-    for (int64_t w = 0; w < job.width; ++w) plain_column<S, lanes.value, Scatter>(job, c, w);
-  });
-}
-
-// Calls block(Width<B>, w) over [0, width), all blocks of 8 or all of 7 where that divides evenly.
+// Calls block(Width<B>, w) over [0, width): blocks of 8, or of 7 where only that divides evenly.
 template <class F>
 EVIT_INLINE void for_each_block(int64_t width, F&& block) {
   int64_t w = 0;
@@ -158,70 +66,177 @@ EVIT_INLINE void for_each_block(int64_t width, F&& block) {
   if (w < width) block(Width<1>{}, w);
 }
 
-template <class S, int KW, int KS>
-void gather_row(const RowJob<S>& job) {
-  for_each_slab<S>(job.channels, [&](auto lanes, int64_t c) {
-    constexpr int L = lanes.value;
-    if constexpr (L == 1) {
-      for (int64_t w = 0; w < job.width; ++w) plain_column<S, 1, false>(job, c, w);
-    } else {
-      for_each_block(job.width, [&](auto block, int64_t w) {
-        constexpr int B = block.value;
-        const int64_t x0 = w * KS - job.padding;
-        if (B >= 7 && x0 >= 0 && x0 + (B - 1) * KS + KW <= job.source_width)
-          gather_block<S, L, KW, KS, B, false>(job, c, w);
-        else
-          gather_block<S, L, KW, KS, B, true>(job, c, w);
-      });
+template <class S, int N>
+EVIT_INLINE void finish(const FrameJob<S>& job, int64_t h, int64_t w,
+                        const Vector<Acc<S>, kLanes<S>> (&totals)[N]) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  // A copy: the address that goes to an out-of-line function must not be that of the accumulators,
+  // or the compiler keeps them in memory for the whole block.
+  V sums[N];
+  V bias = {};
+  if (job.bias != nullptr) bias = load<L>(job.bias);
+  EVIT_UNROLL
+  for (int i = 0; i < N; ++i) sums[i] = totals[i] + bias;
+  const int64_t offset = h * job.row_stride + w * job.column_stride;
+  S* out = job.destination + offset;
+  if (job.multiplier != nullptr) {
+    const S* in = job.multiplier + offset;
+    V grads[N];
+    for (int i = 0; i < N; ++i) grads[i] = load_part<L>(in + i * job.column_stride, job.lanes);
+    differentiate<Acc<S>, L>(grads, sums, N, job.activation);
+    for (int i = 0; i < N; ++i) store_part<L>(out + i * job.column_stride, grads[i], job.lanes);
+    return;
+  }
+  if (job.activation != evit::Activation::kNone) activate<Acc<S>, L>(sums, N, job.activation);
+  if (job.lanes == L) {
+    EVIT_UNROLL
+    for (int i = 0; i < N; ++i) store<L>(out + i * job.column_stride, sums[i]);
+  } else {
+    for (int i = 0; i < N; ++i) store_part<L>(out + i * job.column_stride, sums[i], job.lanes);
+  }
+}
+
+// Destination columns [w, w + B) gather from source columns w * KS - padding + (0 .. KW - 1).
+template <class S, int KW, int KS, int B>
+EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  V sums[B];
+  EVIT_UNROLL
+  for (int i = 0; i < B; ++i) sums[i] = V{};  // not `= {}`, which becomes a memset of the stack
+  const TapList<Acc<S>> list = job.lists[h];
+  const int64_t x0 = (w * KS - job.padding) * L;
+  for (int t = 0; t < list.count; ++t) {
+    const Acc<S>* row = list.taps[t].row + x0;
+    V taps[KW];
+    EVIT_UNROLL
+    for (int k = 0; k < KW; ++k) taps[k] = load<L>(list.taps[t].weight + k * L);
+    EVIT_UNROLL
+    for (int j = 0; j < (B - 1) * KS + KW; ++j) {
+      const V x = load<L>(row + j * L);
+      EVIT_UNROLL
+      for (int k = 0; k < KW; ++k)
+        if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B) sums[(j - k) / KS] += x * taps[k];
     }
+  }
+  finish<S, B>(job, h, w, sums);
+}
+
+// Data gradient of stride 2: destination column d receives from source column j where
+// d = 2 j - padding + k. Parity is that of w + padding - (KW - 1), fixed within a block.
+template <class S, int KW, int B, int Parity>
+EVIT_INLINE void scatter_block(const FrameJob<S>& job, int64_t h, int64_t w) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  V sums[B];
+  EVIT_UNROLL
+  for (int i = 0; i < B; ++i) sums[i] = V{};
+  const TapList<Acc<S>> list = job.lists[h];
+  const int64_t j0 = (w + job.padding - (KW - 1) + Parity) / 2 * L;  // exact: the sum is even
+  for (int t = 0; t < list.count; ++t) {
+    const Acc<S>* row = list.taps[t].row + j0;
+    V taps[KW];
+    EVIT_UNROLL
+    for (int k = 0; k < KW; ++k) taps[k] = load<L>(list.taps[t].weight + k * L);
+    EVIT_UNROLL
+    for (int j = 0; 2 * j - (KW - 1) + Parity < B; ++j) {
+      const V x = load<L>(row + j * L);
+      EVIT_UNROLL
+      for (int k = 0; k < KW; ++k) {
+        const int d = 2 * j + k - (KW - 1) + Parity;
+        if (d >= 0 && d < B) sums[d] += x * taps[k];
+      }
+    }
+  }
+  finish<S, B>(job, h, w, sums);
+}
+
+// Any kernel, stride and dilation, one column at a time.
+template <class S, bool Scatter>
+void plain_frame(const FrameJob<S>& job) {
+  constexpr int L = kLanes<S>;
+  for (int64_t w = 0; w < job.width; ++w)
+    for (int64_t h = 0; h < job.rows; ++h) {
+      const TapList<Acc<S>> list = job.lists[h];
+      Vector<Acc<S>, L> sum[1] = {};
+      for (int64_t k = 0; k < job.kernel; ++k) {
+        int64_t x = w * job.stride - job.padding + k * job.dilation;
+        if (Scatter) {
+          const int64_t scaled = w + job.padding - k * job.dilation;
+          if (scaled % job.stride != 0) continue;
+          x = scaled / job.stride;
+        }
+        if (x < 0 || x >= job.source_width) continue;
+        for (int t = 0; t < list.count; ++t)
+          sum[0] += load<L>(list.taps[t].row + x * L) * load<L>(list.taps[t].weight + k * L);
+      }
+      finish<S, 1>(job, h, w, sum);
+    }
+}
+
+// Rows run inside a block of columns: what a row read is still in L1 when the next row wants it.
+template <class S, int KW, int KS>
+void gather_frame(const FrameJob<S>& job) {
+  for_each_block(job.width, [&](auto block, int64_t w) {
+    for (int64_t h = 0; h < job.rows; ++h) gather_block<S, KW, KS, block.value>(job, h, w);
   });
 }
 
 template <class S, int KW>
-void scatter_row(const RowJob<S>& job) {
-  for_each_slab<S>(job.channels, [&](auto lanes, int64_t c) {
-    constexpr int L = lanes.value;
-    if constexpr (L == 1) {
-      for (int64_t w = 0; w < job.width; ++w) plain_column<S, 1, true>(job, c, w);
-    } else {
-      for_each_block(job.width, [&](auto block, int64_t w) {
-        constexpr int B = block.value;
-        if ((w + job.padding - (KW - 1)) & 1)
-          scatter_block<S, L, KW, B, 1>(job, c, w);
-        else
-          scatter_block<S, L, KW, B, 0>(job, c, w);
-      });
-    }
+void scatter_frame(const FrameJob<S>& job) {
+  for_each_block(job.width, [&](auto block, int64_t w) {
+    const bool odd = (w + job.padding - (KW - 1)) & 1;
+    for (int64_t h = 0; h < job.rows; ++h)
+      if (odd)
+        scatter_block<S, KW, block.value, 1>(job, h, w);
+      else
+        scatter_block<S, KW, block.value, 0>(job, h, w);
   });
 }
 
-// float64 is there for exactness, not for speed: it takes the plain path.
+// How a pass runs along the width.
 template <class S>
-RowFunction<S> row_function(int64_t kernel, int64_t stride, int64_t dilation, bool scatter) {
-  if constexpr (sizeof(S) <= 4) {
+struct Columns {
+  FrameFunction<S> function;
+  bool mirrored;    // the weights come in reverse order
+  int64_t padding;  // for the function
+  int64_t left;     // zero columns that the function reads before and after the source's
+  int64_t right;
+};
+
+// float64 is there for exactness, not for speed, and the baseline for machines without AVX2:
+// both take the plain path.
+template <class S>
+Columns<S> columns_of(int64_t kernel, int64_t stride, int64_t dilation, int64_t padding,
+                      bool scatter, int64_t source_width, int64_t width) {
+#ifdef EVIT_PLAIN_ONLY
+  constexpr bool fast = false;
+#else
+  constexpr bool fast = sizeof(S) <= 4;
+#endif
+  if constexpr (fast) {
     const bool dense = dilation == 1 || kernel == 1;
-    if (dense && stride == 1) {
-      // A data gradient of stride 1 is a gather too: its weights come in reverse order.
-      if (kernel == 1) return gather_row<S, 1, 1>;
-      if (kernel == 3) return gather_row<S, 3, 1>;
-      if (kernel == 5) return gather_row<S, 5, 1>;
+    if (dense && (stride == 1 || (stride == 2 && !scatter))) {
+      // A data gradient of stride 1 is a gather too, with mirrored weights.
+      Columns<S> c = {nullptr, scatter, scatter ? kernel - 1 - padding : padding, 0, 0};
+      c.left = larger(0, c.padding);
+      c.right = larger(0, (width - 1) * stride - c.padding + kernel - source_width);
+      if (stride == 1 && kernel == 1) c.function = gather_frame<S, 1, 1>;
+      if (stride == 1 && kernel == 3) c.function = gather_frame<S, 3, 1>;
+      if (stride == 1 && kernel == 5) c.function = gather_frame<S, 5, 1>;
+      if (stride == 2 && kernel == 3) c.function = gather_frame<S, 3, 2>;
+      if (stride == 2 && kernel == 5) c.function = gather_frame<S, 5, 2>;
+      if (c.function != nullptr) return c;
     }
-    if (dense && stride == 2 && !scatter) {
-      if (kernel == 3) return gather_row<S, 3, 2>;
-      if (kernel == 5) return gather_row<S, 5, 2>;
-    }
-    if (dense && stride == 2 && scatter) {
-      if (kernel == 3) return scatter_row<S, 3>;
-      if (kernel == 5) return scatter_row<S, 5>;
+    if (dense && stride == 2 && scatter && (kernel == 3 || kernel == 5)) {
+      Columns<S> c = {kernel == 3 ? scatter_frame<S, 3> : scatter_frame<S, 5>, false, padding, 0, 0};
+      c.left = kernel;
+      c.right = kernel + larger(0, (width + padding) / 2 - source_width);
+      return c;
     }
   }
-  return scatter ? plain_row<S, true> : plain_row<S, false>;
-}
-
-// Whether row_function's choice for a data gradient wants reversed weights and the mirrored padding.
-inline bool gradient_is_gather(bool is_double, int64_t kernel, int64_t stride, int64_t dilation) {
-  return !is_double && stride == 1 && (dilation == 1 || kernel == 1) &&
-         (kernel == 1 || kernel == 3 || kernel == 5);
+  return {scatter ? plain_frame<S, true> : plain_frame<S, false>, false, padding, 0, 0};
 }
 
 }  // namespace

@@ -195,12 +195,13 @@ EVIT_INLINE Vector<A, L> broadcast(A value) {
   return value - Vector<A, L>{};  // keeps -0: value - 0
 }
 
-// Calls f(std::integral_constant-like tag, offset) over [0, n) with the widest vectors that fit.
-template <int L>
+// A number of lanes or columns as a type, for generic lambdas.
+template <int N>
 struct Width {
-  static constexpr int value = L;
+  static constexpr int value = N;
 };
 
+// Calls f(Width<L>{}, offset) over [0, n) with the widest vectors that fit.
 template <class S, class F>
 EVIT_INLINE void for_each_slab(int64_t n, F&& f) {
   constexpr int wide = kLanes<S>;
@@ -234,10 +235,6 @@ auto with_storage(evit::DType dtype, F&& f) {
       break;
   }
   return f(Storage<float>{});
-}
-
-inline int64_t storage_bytes(evit::DType dtype) {
-  return dtype == evit::DType::kFloat64 ? 8 : dtype == evit::DType::kFloat32 ? 4 : 2;
 }
 
 }  // namespace
