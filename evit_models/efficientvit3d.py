@@ -7,7 +7,8 @@ choice of `temporal_strides`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -33,10 +34,12 @@ from evit_models.blocks import (
     ResBlock,
     classifier_layer,
 )
-from evit_models.layers import DenseConvNormAct, LayerStyle, Triple
+from evit_models.layers import DenseConvNormAct, LayerStyle
 
 if TYPE_CHECKING:
     from evit_models.checkpoints.report import LoadReport
+
+_Make = Callable[..., nn.Module]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -331,75 +334,52 @@ class Stage(nn.Module):
 
 
 def _stem(variant: Variant, time: int, style: LayerStyle, rates: Iterator[float]) -> Stage:
-    block = DSConv if variant.series == "B" else ResBlock
     width = variant.widths[0]
+    block = partial(DSConv if variant.series == "B" else ResBlock, width, style, residual=True)
     return Stage(
         DenseConvNormAct(3, width, style, stride=(time, 2, 2)),
-        [
-            block(width, style, residual=True, drop_path=next(rates))
-            for _ in range(variant.blocks[0])
-        ],
+        [block(drop_path=next(rates)) for _ in range(variant.blocks[0])],
     )
 
 
 def _stage(
     variant: Variant, index: int, time: int, style: LayerStyle, rates: Iterator[float]
 ) -> Stage:
-    make = _stage_b if variant.series == "B" else _stage_l
-    previous, width = variant.widths[index - 1], variant.widths[index]
-    drops = [next(rates) for _ in range(variant.blocks[index])]
-    return make(index, previous, width, (time, 2, 2), drops, style)
-
-
-def _stage_b(
-    index: int, previous: int, width: int, stride: Triple, drops: list[float], style: LayerStyle
-) -> Stage:
-    attends = index >= 3
-    down = MBConv(previous, width, style, expand_ratio=4, stride=stride, fewer_norm=attends)
-    if attends:
-        return Stage(
-            down,
-            [EfficientViTBlock(width, style, expand_ratio=4, drop_path=drop) for drop in drops],
-        )
+    kinds = _kinds_b if variant.series == "B" else _kinds_l
+    width = variant.widths[index]
+    downsample, block = kinds(index, variant.widths[index - 1], width, style)
     return Stage(
-        down,
-        [
-            MBConv(width, width, style, expand_ratio=4, residual=True, drop_path=drop)
-            for drop in drops
-        ],
+        downsample(stride=(time, 2, 2)),
+        [block(drop_path=next(rates)) for _ in range(variant.blocks[index])],
     )
 
 
-def _stage_l(
-    index: int, previous: int, width: int, stride: Triple, drops: list[float], style: LayerStyle
-) -> Stage:
+def _kinds_b(index: int, previous: int, width: int, style: LayerStyle) -> tuple[_Make, _Make]:
     if index <= 2:
-        return Stage(
-            FusedMBConv(previous, width, style, expand_ratio=16, stride=stride),
-            [
-                FusedMBConv(width, width, style, expand_ratio=4, residual=True, drop_path=drop)
-                for drop in drops
-            ],
+        return (
+            partial(MBConv, previous, width, style, expand_ratio=4),
+            partial(MBConv, width, width, style, expand_ratio=4, residual=True),
+        )
+    return (
+        partial(MBConv, previous, width, style, expand_ratio=4, fewer_norm=True),
+        partial(EfficientViTBlock, width, style, expand_ratio=4),
+    )
+
+
+def _kinds_l(index: int, previous: int, width: int, style: LayerStyle) -> tuple[_Make, _Make]:
+    if index <= 2:
+        return (
+            partial(FusedMBConv, previous, width, style, expand_ratio=16),
+            partial(FusedMBConv, width, width, style, expand_ratio=4, residual=True),
         )
     if index == 3:
-        return Stage(
-            MBConv(previous, width, style, expand_ratio=16, stride=stride, fewer_norm=True),
-            [
-                MBConv(
-                    width,
-                    width,
-                    style,
-                    expand_ratio=4,
-                    fewer_norm=True,
-                    residual=True,
-                    drop_path=drop,
-                )
-                for drop in drops
-            ],
+        return (
+            partial(MBConv, previous, width, style, expand_ratio=16, fewer_norm=True),
+            partial(MBConv, width, width, style, expand_ratio=4, fewer_norm=True, residual=True),
         )
-    return Stage(
-        MBConv(previous, width, style, expand_ratio=24, stride=stride, fewer_norm=True),
-        [EfficientViTBlock(width, style, expand_ratio=6, drop_path=drop) for drop in drops],
+    return (
+        partial(MBConv, previous, width, style, expand_ratio=24, fewer_norm=True),
+        partial(EfficientViTBlock, width, style, expand_ratio=6),
     )
 
 

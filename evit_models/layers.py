@@ -8,7 +8,7 @@ All layers take and give (B, C, T, H, W) tensors and are fastest in `torch.chann
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from evit_kernels import depthwise_conv3d, pointwise_conv3d
 from evit_kernels.nn import BatchNormAct3d, DepthwiseConv3d, PointwiseConv3d
 
 TEMPORAL_PADDINGS = ("zeros", "replicate", "causal")
+_FEW_CHANNELS = 8  # below this many input channels a dense convolution runs as a 2-D one
 
 Triple = tuple[int, int, int]
 
@@ -58,20 +59,17 @@ class ConvNormAct(nn.Module):
     """
 
     def __init__(
-        self, conv: nn.Conv3d, channels: int, activation: str | None, norm_eps: float | None
+        self, conv: nn.Conv3d, channels: int, style: LayerStyle, norm: bool, activation: bool
     ) -> None:
         super().__init__()
         self.conv = conv
-        self.activation = activation
+        self.activation = style.activation if activation else None
         self.norm = (
-            None
-            if norm_eps is None
-            else BatchNormAct3d(
-                channels,
-                eps=norm_eps,
-                activation=activation,
-                backend=getattr(conv, "backend", None),
+            BatchNormAct3d(
+                channels, style.norm_eps, activation=self.activation, backend=style.backend
             )
+            if norm
+            else None
         )
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -109,7 +107,7 @@ class PointwiseConvNormAct(ConvNormAct):
         activation: bool = True,
     ) -> None:
         conv = PointwiseConv3d(in_channels, out_channels, bias=not norm, backend=style.backend)
-        super().__init__(conv, out_channels, *_norm_and_activation(style, norm, activation))
+        super().__init__(conv, out_channels, style, norm, activation)
 
     def fused(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
@@ -148,7 +146,7 @@ class DepthwiseConvNormAct(ConvNormAct):
             temporal_padding=style.temporal_padding,
             backend=style.backend,
         )
-        super().__init__(conv, channels, *_norm_and_activation(style, norm, activation))
+        super().__init__(conv, channels, style, norm, activation)
 
     def fused(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
@@ -191,7 +189,7 @@ class DenseConvNormAct(ConvNormAct):
             bias=not norm,
             temporal_padding=style.temporal_padding,
         )
-        super().__init__(conv, out_channels, *_norm_and_activation(style, norm, activation))
+        super().__init__(conv, out_channels, style, norm, activation)
 
     def fused(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
@@ -204,7 +202,8 @@ class DenseConv3d(nn.Conv3d):
     """`nn.Conv3d` with "same" padding whose time axis is padded by zeros or by repeated frames.
 
     Odd kernels only. "replicate" repeats the first and the last frame; "causal" repeats the first
-    frame k_t - 1 times and nothing after, so that no output frame sees a later input frame.
+    frame k_t - 1 times and nothing after, so that no output frame sees a later input frame. The
+    output is in `torch.channels_last_3d`.
     """
 
     def __init__(
@@ -217,26 +216,24 @@ class DenseConv3d(nn.Conv3d):
         bias: bool = True,
         temporal_padding: str = "zeros",
     ) -> None:
-        time, height, width = same_padding(kernel_size)
-        before, after = {
-            "zeros": (0, 0),
-            "replicate": (time, time),
-            "causal": (2 * time, 0),
-        }[temporal_padding]
-        zeros = time if temporal_padding == "zeros" else 0
         super().__init__(
-            in_channels, out_channels, kernel_size, stride, (zeros, height, width), bias=bias
+            in_channels, out_channels, kernel_size, stride, same_padding(kernel_size), bias=bias
         )
         self.temporal_padding = temporal_padding
-        self.repeated_frames = (before, after)
 
     def forward(self, input: Tensor) -> Tensor:
+        """Convolves (B, C_in, T, H, W)."""
         return self.convolve(input, self.weight, self.bias)
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Returns the convolution of (B, C_in, T, H, W) with a weight and bias of this shape."""
-        x = repeat_border_frames(x, *self.repeated_frames)
-        return F.conv3d(x, weight, bias, self.stride, self.padding)
+        kernel, stride, space = self.kernel_size[0], self.stride, same_padding(self.kernel_size)[1:]
+        x = pad_frames(x, kernel, self.temporal_padding)
+        if self.in_channels < _FEW_CHANNELS:
+            return conv3d_as_2d(x, weight, bias, stride, space)
+        out = F.conv3d(x, weight, bias, stride, (0, *space))
+        # On CPUs PyTorch's dense convolution may answer in the other format.
+        return out.contiguous(memory_format=torch.channels_last_3d)
 
     def extra_repr(self) -> str:
         """Adds our argument to PyTorch's."""
@@ -252,11 +249,12 @@ class GroupedPointwiseConv3d(nn.Module):
         self.weight = nn.Parameter(torch.empty(channels, group_width, 1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, *space = x.shape
+        batch, channels, time, height, width = x.shape
         # As a 4-D convolution over all tokens, which PyTorch runs faster than the 5-D one on CPUs.
-        tokens = x.permute(0, 2, 3, 4, 1).reshape(batch, -1, 1, channels).permute(0, 3, 1, 2)
-        mixed = F.conv2d(tokens, self.weight.squeeze(2), groups=self.groups)
-        return mixed.permute(0, 2, 3, 1).reshape(batch, *space, channels).permute(0, 4, 1, 2, 3)
+        last = x.permute(0, 2, 3, 4, 1)
+        tokens = last.reshape(batch, time * height * width, 1, channels).permute(0, 3, 1, 2)
+        mixed = F.conv2d(tokens, self.weight.squeeze(2), groups=self.groups).permute(0, 2, 3, 1)
+        return mixed.reshape(batch, time, height, width, channels).permute(0, 4, 1, 2, 3)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, groups={self.groups}"
@@ -284,17 +282,46 @@ class Aggregation(nn.Module):
         return gathered
 
 
-def same_padding(kernel: Triple) -> Triple:
+def same_padding(kernel: Sequence[int]) -> Triple:
     """Returns the padding with which an odd kernel at stride 1 keeps the size."""
     return kernel[0] // 2, kernel[1] // 2, kernel[2] // 2
 
 
-def repeat_border_frames(x: Tensor, before: int, after: int) -> Tensor:
-    """Returns (B, C, before + T + after, H, W): the clip with its first and last frame repeated."""
-    if before == 0 and after == 0:
+def pad_frames(x: Tensor, kernel: int, temporal_padding: str) -> Tensor:
+    """Returns a clip (B, C, T, H, W) with the frames around it that a temporal kernel needs."""
+    if kernel == 1:
         return x
+    before, after = (kernel - 1, 0) if temporal_padding == "causal" else (kernel // 2,) * 2
+    first, last = x[:, :, :1], x[:, :, -1:]
+    if temporal_padding == "zeros":
+        first, last = torch.zeros_like(first), torch.zeros_like(last)
     # torch.cat keeps the memory format; replicate padding of older torch versions does not.
-    return torch.cat([x[:, :, :1]] * before + [x] + [x[:, :, -1:]] * after, dim=2)
+    return torch.cat([first] * before + [x] + [last] * after, dim=2)
+
+
+def conv3d_as_2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """Equals `F.conv3d(x, weight, bias, stride, (0, *padding))`; wins where C_in is small.
+
+    The k_t frames that an output frame sees become input channels of a 2-D convolution: five times
+    as fast as the 3-D one on a CPU for the three channels of a clip, forward and backward.
+    """
+    batch, channels, _, height, width = x.shape
+    kernel = weight.shape[2]
+    step = stride[0]
+    frames = (x.shape[2] - kernel) // step + 1
+    last = x.permute(0, 2, 3, 4, 1)
+    taps = [last[:, tap : tap + step * (frames - 1) + 1 : step] for tap in range(kernel)]
+    stacked = torch.cat(taps, dim=-1).reshape(batch * frames, height, width, kernel * channels)
+    flat = weight.permute(0, 2, 1, 3, 4).flatten(1, 2)
+    out = F.conv2d(stacked.permute(0, 3, 1, 2), flat, bias, stride[1:], padding)
+    out = out.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
+    return out.reshape(batch, frames, *out.shape[1:]).permute(0, 4, 1, 2, 3)
 
 
 def can_fold(norm: nn.Module) -> bool:
@@ -323,12 +350,6 @@ def fold_norm(weight: Tensor, bias: Tensor | None, norm: _BatchNorm) -> tuple[Te
 def activate(x: Tensor, activation: str | None) -> Tensor:
     """Applies an activation by its name."""
     return x if activation is None else _ACTIVATIONS[activation](x)
-
-
-def _norm_and_activation(
-    style: LayerStyle, norm: bool, activation: bool
-) -> tuple[str | None, float | None]:
-    return style.activation if activation else None, style.norm_eps if norm else None
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
