@@ -300,4 +300,4 @@ def still(image: Tensor, frames: int) -> Tensor:
 
 def relative_error(got: Tensor, expected: Tensor) -> float:
     """The L2 norm of the difference over that of what was expected."""
-    return float((got - expected).norm() / expected.norm())
+    return ((got - expected).norm() / expected.norm()).item()
