@@ -2,7 +2,7 @@
 
 A rule is a pair of prefixes, ours and theirs; `{j+1}` stands for an integer that is one larger
 there than `{j}` is here. The first rule that fits wins. What follows the prefix is translated by
-the second table of the rule, or kept.
+the pairs of the rule.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ class Rule(NamedTuple):
 
     ours: str
     theirs: str
-    inside: Pairs = ()
+    inside: Pairs
 
 
+_LAYER: Pairs = (("conv.", "conv."), ("norm.", "norm."))
+_PLAIN: Pairs = (("weight", "weight"), ("bias", "bias"))
 _BLOCK: Pairs = (
     ("depthwise.", "depth_conv."),
     ("project.", "point_conv."),
@@ -52,29 +54,29 @@ def _stage(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 
 _ORIGINAL_HEAD = (
-    Rule("head.expand.", "head.op_list.0."),
-    Rule("head.hidden.", "head.op_list.2.linear."),
-    Rule("head.norm.", "head.op_list.2.norm."),
-    Rule("head.classifier.", "head.op_list.3.linear."),
+    Rule("head.expand.", "head.op_list.0.", _LAYER),
+    Rule("head.hidden.", "head.op_list.2.linear.", _PLAIN),
+    Rule("head.norm.", "head.op_list.2.norm.", _PLAIN),
+    Rule("head.classifier.", "head.op_list.3.linear.", _PLAIN),
 )
 _TIMM = (
-    Rule("stem.downsample.", "stem.in_conv."),
+    Rule("stem.downsample.", "stem.in_conv.", _LAYER),
     Rule("stem.blocks.{i}.", "stem.res{i}.main.", _BLOCK),
     *_stage("stage{n+1}", "stages.{n}.blocks"),
-    Rule("head.expand.", "head.in_conv."),
-    Rule("head.hidden.", "head.classifier.0."),
-    Rule("head.norm.", "head.classifier.1."),
-    Rule("head.classifier.", "head.classifier.4."),
+    Rule("head.expand.", "head.in_conv.", _LAYER),
+    Rule("head.hidden.", "head.classifier.0.", _PLAIN),
+    Rule("head.norm.", "head.classifier.1.", _PLAIN),
+    Rule("head.classifier.", "head.classifier.4.", _PLAIN),
 )
 RULES: dict[tuple[str, str], tuple[Rule, ...]] = {
     ("original", "B"): (
-        Rule("stem.downsample.", "backbone.input_stem.op_list.0."),
+        Rule("stem.downsample.", "backbone.input_stem.op_list.0.", _LAYER),
         Rule("stem.blocks.{i}.", "backbone.input_stem.op_list.{i+1}.main.", _BLOCK),
         *_stage("stage{n+1}", "backbone.stages.{n}.op_list"),
         *_ORIGINAL_HEAD,
     ),
     ("original", "L"): (
-        Rule("stem.downsample.", "backbone.stages.0.op_list.0."),
+        Rule("stem.downsample.", "backbone.stages.0.op_list.0.", _LAYER),
         Rule("stem.blocks.{i}.", "backbone.stages.0.op_list.{i+1}.main.", _BLOCK),
         *_stage("stage{n}", "backbone.stages.{n}.op_list"),
         *_ORIGINAL_HEAD,
@@ -109,8 +111,6 @@ def from_ours(name: str, source: str, series: str) -> str | None:
 
 
 def _inside(prefix: str, rest: str, pairs: Pairs) -> str | None:
-    if not pairs:
-        return prefix + rest
     for before, after in pairs:
         found = _rewrite(rest, before, after)
         if found is not None:
