@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,22 @@ SUFFIXES = (".safetensors", ".pt", ".pth")
 # Where training scripts put the weights inside a checkpoint, the averaged ones last.
 _NESTS = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema", "ema")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
+
+# What readers of archives, pickles and storages raise when bytes are not what they should be.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 class CheckpointError(ValueError):
@@ -84,30 +101,21 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _read_torch(path: Path) -> object:
-    _check_archive(path)
     try:
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _check_archive(path)
         # Archives are mapped, not read: weights are touched once, when they are checked and copied.
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: holds more than tensors and plain values, or is no PyTorch file; it was not "
             f"opened further, because that could run code. Save model.state_dict() instead. "
             f"({_first_line(error)})"
         ) from error
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        AssertionError,
-        MemoryError,
-    ) as error:
+    except _DAMAGE as error:
         raise CheckpointError(
             f"{path}: not a readable PyTorch checkpoint: {_first_line(error)}"
         ) from error
@@ -115,13 +123,8 @@ def _read_torch(path: Path) -> object:
 
 def _check_archive(path: Path) -> None:
     """Refuses archives that grow when read: torch.save never compresses."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged archive: {error}") from error
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED:
             raise CheckpointError(
