@@ -6,9 +6,11 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "evit/cpu.h"
 #include "evit/depthwise_conv3d.h"
+#include "evit/relu_linear_attention.h"
 
 namespace py = pybind11;
 
@@ -67,6 +69,63 @@ void bind_depthwise_conv3d(py::module_& m) {
         });
 }
 
+// A call of linear attention: the sources come as rows of integers, the heads and then, for each of
+// the seven views of evit::AttentionSource, the pointer and three strides.
+class AttentionCall {
+ public:
+  static constexpr size_t kViews = 7;
+  using Row = std::array<int64_t, 1 + 4 * kViews>;
+
+  AttentionCall(int dtype, int num_threads, const Triple& batch_tokens_width, double eps,
+                const std::vector<Row>& rows) {
+    for (const Row& row : rows) {
+      evit::AttentionSource source;
+      source.heads = row[0];
+      evit::HeadsView* const views[kViews] = {&source.q,      &source.k,      &source.v,
+                                              &source.output, &source.grad_q, &source.grad_k,
+                                              &source.grad_v};
+      for (size_t i = 0; i < kViews; ++i) {
+        const int64_t* entry = row.data() + 1 + 4 * i;
+        *views[i] = {pointer(static_cast<uintptr_t>(entry[0])), entry[1], entry[2], entry[3]};
+      }
+      sources_.push_back(source);
+    }
+    problem_ = {static_cast<evit::DType>(dtype),
+                num_threads,
+                batch_tokens_width[0],
+                batch_tokens_width[1],
+                batch_tokens_width[2],
+                eps,
+                static_cast<int64_t>(sources_.size()),
+                sources_.data()};
+  }
+  AttentionCall(const AttentionCall&) = delete;
+  AttentionCall& operator=(const AttentionCall&) = delete;
+
+  const evit::ReluLinearAttentionProblem& problem() const { return problem_; }
+
+ private:
+  std::vector<evit::AttentionSource> sources_;
+  evit::ReluLinearAttentionProblem problem_;
+};
+
+void bind_relu_linear_attention(py::module_& m) {
+  m.def("relu_linear_attention_forward",
+        [](int dtype, int num_threads, const Triple& sizes, double eps,
+           const std::vector<AttentionCall::Row>& sources, uintptr_t state) {
+          const AttentionCall call(dtype, num_threads, sizes, eps, sources);
+          py::gil_scoped_release unlocked;
+          check(evit::cpu::relu_linear_attention_forward(call.problem(), pointer(state)));
+        });
+  m.def("relu_linear_attention_backward",
+        [](int dtype, int num_threads, const Triple& sizes, double eps,
+           const std::vector<AttentionCall::Row>& sources, uintptr_t state) {
+          const AttentionCall call(dtype, num_threads, sizes, eps, sources);
+          py::gil_scoped_release unlocked;
+          check(evit::cpu::relu_linear_attention_backward(call.problem(), pointer(state)));
+        });
+}
+
 void bind_instruction_sets(py::module_& m) {
   using evit::cpu::InstructionSet;
   m.def("instruction_set", [] { return evit::cpu::name_of(evit::cpu::instruction_set()); });
@@ -94,4 +153,5 @@ PYBIND11_MODULE(_core, m) {
   m.attr("version") = EVIT_VERSION;
   bind_instruction_sets(m);
   bind_depthwise_conv3d(m);
+  bind_relu_linear_attention(m);
 }

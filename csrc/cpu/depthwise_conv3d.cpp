@@ -1,5 +1,5 @@
-// Depthwise 3-D convolution on CPUs: cuts the work into tiles of one slab of channels, some rows and
-// all frames; within a tile frames pass through a ring in cache (depthwise_conv3d_pack.h).
+// Depthwise 3-D convolution on CPUs: cuts the work into tiles of a few slabs of channels, some rows
+// and all frames; within a tile frames pass through a ring in cache (depthwise_conv3d_pack.h).
 #include "evit/depthwise_conv3d.h"
 
 #include "depthwise_conv3d_plan.h"
@@ -13,16 +13,17 @@ using evit::DType;
 using evit::Status;
 using Problem = evit::DepthwiseConv3dProblem;
 
-constexpr int64_t kRingBytes = 256 * 1024;  // of unpacked frames, to stay in a core's L2 cache
+constexpr int64_t kRingBytes = 512 * 1024;  // of unpacked frames, to stay in a core's L2 cache
 constexpr int64_t kMaxSplits = 32;
 constexpr int64_t kMaxPartialBytes = 8 << 20;
 constexpr char kNoMemory[] = "out of memory for scratch buffers";
 
-// Destination rows of one tile: as many as keep the ring in cache. From shapes alone.
+// Destination rows of one tile: as many as keep the ring in cache, evenly spread. From shapes alone.
 int64_t tile_rows(const Plan& height, int64_t rows, int64_t slots, int64_t row_bytes) {
   int64_t tile = rows;
-  while (tile > 1 && height.widest(rows, tile) * slots * row_bytes > kRingBytes) tile = (tile + 1) / 2;
-  return tile;
+  while (tile > 1 && height.widest(rows, tile) * slots * row_bytes > kRingBytes)
+    tile -= (tile + 7) / 8;
+  return ceil_div(rows, ceil_div(rows, larger(1, tile)));
 }
 
 // Weights as (slab, plane, k_h, k_w, L) in the accumulation type; mirrored along k_w where asked.
@@ -83,12 +84,14 @@ class Convolution {
     for (int64_t c = 0; pass_.bias != nullptr && c < slabs_ * L; ++c)
       bias_[c] = c < p_.channels ? load<1>(pass_.bias + c)[0] : 0;
 
-    const int64_t row_bytes =
-        (columns_.left + source_size_[2] + columns_.right) * L * static_cast<int64_t>(sizeof(Acc<S>));
+    const int64_t group = smaller(kGroup, slabs_);
+    const int64_t groups = ceil_div(slabs_, group);
+    const int64_t row_bytes = (columns_.left + source_size_[2] + columns_.right) * group * L *
+                              static_cast<int64_t>(sizeof(Acc<S>));
     rows_ = tile_rows(height_, size_[1], slots_, row_bytes);
     const int64_t row_tiles = ceil_div(size_[1], rows_);
     // Time runs inside a tile, so that each frame is unpacked once; it is cut only to occupy threads.
-    const int64_t tiles = p_.batch * row_tiles * slabs_;
+    const int64_t tiles = p_.batch * row_tiles * groups;
     const int64_t time_tiles = smaller(size_[0], ceil_div(3 * p_.num_threads, larger(1, tiles)));
     frames_ = ceil_div(size_[0], time_tiles);
     const int64_t tasks = tiles * time_tiles;
@@ -97,19 +100,19 @@ class Convolution {
 
 #pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
     {
-      FrameRing<S> ring(slots_, source_rows, source_size_[2], columns_.left, columns_.right);
+      FrameRing<S> ring(slots_, source_rows, source_size_[2], columns_.left, columns_.right, group);
       Buffer<Tap<Acc<S>>> taps(rows_ * time_.most_links(size_[0]) * height_.most_links(size_[1]));
       Buffer<TapList<Acc<S>>> lists(rows_);
       const bool ready = ring.ok() && taps.ok() && lists.ok();
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < tasks; ++task) {
-        // Slabs are innermost: neighbours in memory are read at about the same time.
-        const int64_t slab = task % slabs_;
-        const int64_t h0 = task / slabs_ % row_tiles * rows_;
-        const int64_t t0 = task / (slabs_ * row_tiles) % time_tiles * frames_;
-        const int64_t n = task / (slabs_ * row_tiles * time_tiles);
+        // Channels are innermost: neighbours in memory are read at about the same time.
+        const int64_t slab = task % groups * group;
+        const int64_t h0 = task / groups % row_tiles * rows_;
+        const int64_t t0 = task / (groups * row_tiles) % time_tiles * frames_;
+        const int64_t n = task / (groups * row_tiles * time_tiles);
         if (ready)
-          tile(n, t0, h0, slab, ring, taps.data(), lists.data());
+          tile(n, t0, h0, slab, group, ring, taps.data(), lists.data());
         else
           failed = true;
       }
@@ -120,14 +123,14 @@ class Convolution {
  private:
   static constexpr int L = kLanes<S>;
 
-  void tile(int64_t n, int64_t t0, int64_t h0, int64_t slab, FrameRing<S>& ring, Tap<Acc<S>>* taps,
-            TapList<Acc<S>>* lists) const {
+  void tile(int64_t n, int64_t t0, int64_t h0, int64_t slab, int64_t group, FrameRing<S>& ring,
+            Tap<Acc<S>>* taps, TapList<Acc<S>>* lists) const {
     const int64_t rows = smaller(rows_, size_[1] - h0);
-    const int lanes = static_cast<int>(smaller(L, p_.channels - slab * L));
+    const int64_t channels = smaller(group * L, p_.channels - slab * L);
     int64_t first, last;
     height_.sources(h0, h0 + rows, &first, &last);
     ring.start(pass_.source + n * pass_.source_strides[0] + slab * L, pass_.source_strides, first,
-               larger(0, last - first + 1), lanes);
+               larger(0, last - first + 1), channels);
 
     FrameJob<S> job = {};
     job.lists = lists;
@@ -138,11 +141,9 @@ class Convolution {
     job.stride = p_.stride[2];
     job.dilation = p_.dilation[2];
     job.padding = columns_.padding;
-    job.bias = pass_.bias != nullptr ? bias_.data() + slab * L : nullptr;
     job.activation = pass_.activation;
     job.column_stride = p_.channels;
     job.row_stride = size_[2] * p_.channels;
-    job.lanes = lanes;
     const Acc<S>* weights = weights_.data() + slab * slab_weights_;
     const int64_t row_weights = p_.kernel[2] * L;
 
@@ -156,10 +157,17 @@ class Convolution {
                        weights + (planes_.of(*f) * p_.kernel[1] + r->first) * row_weights};
         lists[h].count = static_cast<int>(next - lists[h].taps);
       }
-      const int64_t offset = ((n * size_[0] + t) * size_[1] + h0) * job.row_stride + slab * L;
-      job.multiplier = pass_.multiplier != nullptr ? pass_.multiplier + offset : nullptr;
-      job.destination = pass_.destination + offset;
-      columns_.function(job);
+      const int64_t frame = ((n * size_[0] + t) * size_[1] + h0) * job.row_stride;
+      for (int64_t c = 0; c < channels; c += L) {
+        const int64_t offset = frame + slab * L + c;
+        job.source_offset = c / L * ring.slab_stride();
+        job.weight_offset = c / L * slab_weights_;
+        job.bias = pass_.bias != nullptr ? bias_.data() + slab * L + c : nullptr;
+        job.multiplier = pass_.multiplier != nullptr ? pass_.multiplier + offset : nullptr;
+        job.destination = pass_.destination + offset;
+        job.lanes = static_cast<int>(smaller(L, channels - c));
+        columns_.function(job);
+      }
     }
   }
 
@@ -193,17 +201,18 @@ class WeightGradient {
         planes_(p, time_, p.out[0]),
         slots_(time_.widest(p.out[0], 1)),
         slabs_(ceil_div(p.channels, L)),
+        group_(smaller(kGroup, slabs_)),
         plane_taps_(p.kernel[1] * p.kernel[2]),
         taps_(planes_.count() * plane_taps_),
         elements_((taps_ + 1) * slabs_ * L) {
-    const int64_t row_bytes =
-        (columns_.left + p.in[2] + columns_.right) * L * static_cast<int64_t>(sizeof(Acc<S>));
+    const int64_t row_bytes = (columns_.left + p.in[2] + columns_.right) * group_ * L *
+                              static_cast<int64_t>(sizeof(Acc<S>));
     rows_ = tile_rows(height_, p.out[1], slots_, row_bytes);
     row_tiles_ = ceil_div(p.out[1], rows_);
     const int64_t affordable =
         larger(2, kMaxPartialBytes / (elements_ * static_cast<int64_t>(sizeof(Acc<S>))));
     // Few slabs leave little to do in parallel: then more of the sum is split.
-    const int64_t wanted = larger(1, kMaxSplits / slabs_);
+    const int64_t wanted = ceil_div(kMaxSplits, ceil_div(slabs_, group_));
     splits_ = larger(1, smaller(smaller(wanted, affordable), p.batch * row_tiles_));
   }
 
@@ -212,17 +221,18 @@ class WeightGradient {
   Status run(const S* grad, const S* input, Acc<S>* partials, S* grad_weight, S* grad_bias) {
     if (!time_.ok() || !height_.ok()) return {kNoMemory};
     const int64_t source_rows = height_.widest(p_.out[1], rows_);
+    const int64_t groups = ceil_div(slabs_, group_);
     bool failed = false;
 #pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
     {
-      FrameRing<S> grads(1, rows_, p_.out[2], 0, 0);
-      FrameRing<S> inputs(slots_, source_rows, p_.in[2], columns_.left, columns_.right);
+      FrameRing<S> grads(1, rows_, p_.out[2], 0, 0, group_);
+      FrameRing<S> inputs(slots_, source_rows, p_.in[2], columns_.left, columns_.right, group_);
       Buffer<const Acc<S>*> rows(rows_ * (p_.kernel[1] + 1));
       const bool ready = grads.ok() && inputs.ok() && rows.ok();
 #pragma omp for schedule(dynamic)
-      for (int64_t task = 0; task < splits_ * slabs_; ++task) {
+      for (int64_t task = 0; task < splits_ * groups; ++task) {
         if (ready)
-          part(task / slabs_, task % slabs_, grad, input, partials, grad_weight != nullptr,
+          part(task / groups, task % groups * group_, grad, input, partials, grad_weight != nullptr,
                grad_bias != nullptr, grads, inputs, rows.data());
         else
           failed = true;
@@ -241,13 +251,14 @@ class WeightGradient {
     return partials + split * elements_ + slab * (taps_ + 1) * L;
   }
 
-  // The sum over one split's tiles, one slab: (plane, k_h, k_w, L), then the bias (L).
+  // The sums over one split's tiles, one group: per slab (plane, k_h, k_w, L), then the bias (L).
   void part(int64_t split, int64_t slab, const S* grad, const S* input, Acc<S>* partials,
             bool want_weight, bool want_bias, FrameRing<S>& grads, FrameRing<S>& inputs,
             const Acc<S>** rows) const {
     Acc<S>* sums = partial(partials, split, slab);
-    for (int64_t i = 0; i < (taps_ + 1) * L; ++i) sums[i] = 0;
-    const int lanes = static_cast<int>(smaller(L, p_.channels - slab * L));
+    const int64_t channels = smaller(group_ * L, p_.channels - slab * L);
+    const int64_t slab_sums = (taps_ + 1) * L;
+    for (int64_t i = 0; i < ceil_div(channels, L) * slab_sums; ++i) sums[i] = 0;
     const int64_t grad_strides[4] = {p_.out[0] * p_.out[1] * p_.out[2] * p_.channels,
                                      p_.out[1] * p_.out[2] * p_.channels, p_.out[2] * p_.channels,
                                      p_.channels};
@@ -271,19 +282,26 @@ class WeightGradient {
       job.rows = smaller(rows_, p_.out[1] - h0);
       int64_t first, last;
       height_.sources(h0, h0 + job.rows, &first, &last);
-      grads.start(grad + n * grad_strides[0] + slab * L, grad_strides, h0, job.rows, lanes);
+      grads.start(grad + n * grad_strides[0] + slab * L, grad_strides, h0, job.rows, channels);
       inputs.start(input + n * p_.in_strides[0] + slab * L, p_.in_strides, first,
-                   larger(0, last - first + 1), lanes);
+                   larger(0, last - first + 1), channels);
       for (int64_t t = 0; t < p_.out[0]; ++t) {
         for (int64_t h = 0; h < job.rows; ++h) rows[h] = grads.row(t, h0 + h);
-        if (want_bias) add_bias(job, sums + taps_ * L);
+        for (int64_t c = 0; want_bias && c < channels; c += L) {
+          job.grad_offset = c / L * grads.slab_stride();
+          add_bias(job, sums + c / L * slab_sums + taps_ * L);
+        }
         for (const Link* f = time_.begin(t); want_weight && f != time_.end(t); ++f) {
           for (int64_t i = 0; i < job.rows * p_.kernel[1]; ++i) rows[rows_ + i] = nullptr;
           for (int64_t h = 0; h < job.rows; ++h)
             for (const Link* r = height_.begin(h0 + h); r != height_.end(h0 + h); ++r)
               rows[rows_ + h * p_.kernel[1] + r->first] = inputs.row(f->source, r->source);
-          job.partial = sums + planes_.of(*f) * plane_taps_ * L;
-          frame(job);
+          for (int64_t c = 0; c < channels; c += L) {
+            job.grad_offset = c / L * grads.slab_stride();
+            job.input_offset = c / L * inputs.slab_stride();
+            job.partial = sums + c / L * slab_sums + planes_.of(*f) * plane_taps_ * L;
+            frame(job);
+          }
         }
       }
     }
@@ -292,7 +310,7 @@ class WeightGradient {
   static void add_bias(const WeightJob<Acc<S>>& job, Acc<S>* to) {
     V sums[4] = {};
     for (int64_t h = 0; h < job.rows; ++h)
-      for (int64_t w = 0; w < job.width; ++w) sums[w & 3] += load<L>(job.grads[h] + w * L);
+      for (int64_t w = 0; w < job.width; ++w) sums[w & 3] += load<L>(job.grads[h] + job.grad_offset + w * L);
     store<L>(to, load<L>(to) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
   }
 
@@ -325,6 +343,7 @@ class WeightGradient {
   const Planes planes_;
   const int64_t slots_;
   const int64_t slabs_;
+  const int64_t group_;
   const int64_t plane_taps_;
   const int64_t taps_;
   const int64_t elements_;

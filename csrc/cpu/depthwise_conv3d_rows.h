@@ -26,7 +26,9 @@ struct TapList {
 // One frame of a tile: `rows` destination rows, one slab.
 template <class S>
 struct FrameJob {
-  const TapList<Acc<S>>* lists;  // per destination row
+  const TapList<Acc<S>>* lists;  // per destination row, pointing at the first slab of the group
+  int64_t source_offset;         // from there to this slab, in rows and in weights
+  int64_t weight_offset;
   int64_t rows;
   int64_t width;  // of the destination
   int64_t source_width;
@@ -106,12 +108,13 @@ EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
   EVIT_UNROLL
   for (int i = 0; i < B; ++i) sums[i] = V{};  // not `= {}`, which becomes a memset of the stack
   const TapList<Acc<S>> list = job.lists[h];
-  const int64_t x0 = (w * KS - job.padding) * L;
+  const int64_t x0 = (w * KS - job.padding) * L + job.source_offset;
   for (int t = 0; t < list.count; ++t) {
     const Acc<S>* row = list.taps[t].row + x0;
+    const Acc<S>* weight = list.taps[t].weight + job.weight_offset;
     V taps[KW];
     EVIT_UNROLL
-    for (int k = 0; k < KW; ++k) taps[k] = load<L>(list.taps[t].weight + k * L);
+    for (int k = 0; k < KW; ++k) taps[k] = load<L>(weight + k * L);
     EVIT_UNROLL
     for (int j = 0; j < (B - 1) * KS + KW; ++j) {
       const V x = load<L>(row + j * L);
@@ -133,12 +136,14 @@ EVIT_INLINE void scatter_block(const FrameJob<S>& job, int64_t h, int64_t w) {
   EVIT_UNROLL
   for (int i = 0; i < B; ++i) sums[i] = V{};
   const TapList<Acc<S>> list = job.lists[h];
-  const int64_t j0 = (w + job.padding - (KW - 1) + Parity) / 2 * L;  // exact: the sum is even
+  // The division is exact: the sum is even.
+  const int64_t j0 = (w + job.padding - (KW - 1) + Parity) / 2 * L + job.source_offset;
   for (int t = 0; t < list.count; ++t) {
     const Acc<S>* row = list.taps[t].row + j0;
+    const Acc<S>* weight = list.taps[t].weight + job.weight_offset;
     V taps[KW];
     EVIT_UNROLL
-    for (int k = 0; k < KW; ++k) taps[k] = load<L>(list.taps[t].weight + k * L);
+    for (int k = 0; k < KW; ++k) taps[k] = load<L>(weight + k * L);
     EVIT_UNROLL
     for (int j = 0; 2 * j - (KW - 1) + Parity < B; ++j) {
       const V x = load<L>(row + j * L);
@@ -169,7 +174,8 @@ void plain_frame(const FrameJob<S>& job) {
         }
         if (x < 0 || x >= job.source_width) continue;
         for (int t = 0; t < list.count; ++t)
-          sum[0] += load<L>(list.taps[t].row + x * L) * load<L>(list.taps[t].weight + k * L);
+          sum[0] += load<L>(list.taps[t].row + job.source_offset + x * L) *
+                    load<L>(list.taps[t].weight + job.weight_offset + k * L);
       }
       finish<S, 1>(job, h, w, sum);
     }

@@ -15,6 +15,8 @@ template <class A>
 struct WeightJob {
   const A* const* grads;   // [rows]
   const A* const* inputs;  // [rows][kernel_rows]
+  int64_t grad_offset;     // from those pointers to this slab
+  int64_t input_offset;
   int64_t rows;
   int64_t kernel_rows;
   int64_t width;
@@ -41,11 +43,11 @@ EVIT_INLINE void weight_plane(const WeightJob<A>& job, int64_t first) {
   }
   for_each_block(job.width, [&](auto block, int64_t w) {
     constexpr int B = block.value;
-    const int64_t x0 = (w * KS - job.padding) * L;
+    const int64_t x0 = (w * KS - job.padding) * L + job.input_offset;
     for (int64_t h = 0; h < job.rows; ++h) {
       V grads[B];
       EVIT_UNROLL
-      for (int i = 0; i < B; ++i) grads[i] = load<L>(job.grads[h] + (w + i) * L);
+      for (int i = 0; i < B; ++i) grads[i] = load<L>(job.grads[h] + job.grad_offset + (w + i) * L);
       EVIT_UNROLL
       for (int r = 0; r < R; ++r) {
         const A* row = job.inputs[h * job.kernel_rows + first + r];
@@ -91,7 +93,8 @@ void plain_weight_frame(const WeightJob<A>& job) {
         for (int64_t w = 0; w < job.width; ++w) {
           const int64_t x = w * job.stride - job.padding + k * job.dilation;
           if (x < 0 || x >= job.source_width) continue;
-          sum += load<L>(job.grads[h] + w * L) * load<L>(row + x * L);
+          sum += load<L>(job.grads[h] + job.grad_offset + w * L) *
+                 load<L>(row + job.input_offset + x * L);
         }
         total += sum;
       }

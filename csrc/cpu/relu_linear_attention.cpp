@@ -140,6 +140,7 @@ void transpose(const Work<A>& w, const A* matrix, int64_t stride, A* transposed)
 // divided by it is 0, whatever it is.
 template <class A>
 struct Normalisers {
+  A value[64];
   A inverse[64];
   A scale[64];
 
@@ -157,9 +158,10 @@ EVIT_INLINE void normalise(const Work<A>& w, const A* query, const A* z, int64_t
   const V zero = {}, one = broadcast<L>(A(1)), eps = broadcast<L>(static_cast<A>(w.p.eps));
   const V tiny = broadcast<L>(A(0x1p-60)), huge = broadcast<L>(A(0x1p60));
   rows = ceil_div(rows, kRowMultiple) * kRowMultiple;
-  row_products<A>(query, z, 0, rows, w.padded, n.inverse);
+  row_products<A>(query, z, 0, rows, w.padded, n.value);
   for (int64_t t = 0; t < rows; t += L) {
-    const V den = load<L>(n.inverse + t) + eps;
+    const V den = load<L>(n.value + t) + eps;
+    store<L>(n.value + t, den);
     const V magnitude = den < zero ? -den : den;
     const V scale = magnitude < tiny ? huge : one;
     store<L>(n.inverse + t, one / (den * scale));
@@ -258,6 +260,12 @@ bool wants_keys(const AttentionSource& source) {
   return source.grad_k.data != nullptr || source.grad_v.data != nullptr;
 }
 
+bool any_wants_keys(const Problem& p) {
+  for (int64_t s = 0; s < p.num_sources; ++s)
+    if (wants_keys(p.sources[s])) return true;
+  return false;
+}
+
 // dq, and the partial sums of dM and dz. `turned` holds the transposes of M, and z.
 template <class S>
 void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* turned,
@@ -271,10 +279,9 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
   A* queries = scratch;
   A* grads = scratch + w.block * w.padded;
   A* products = scratch + 2 * w.block * w.padded;
+  if (!wants_q && !wants_keys(source)) return;
   if (wants_keys(source))
     clear(partials + w.offset(task, 0, task.split), task.group->count * w.matrix);
-  else if (!wants_q)
-    return;
   Normalisers<A> n;
   A slope[64];  // dd
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t rows) {
@@ -293,10 +300,12 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
       for (int64_t t = 0; w.width < w.padded && t < rows; ++t)
         clear(products + t * w.padded + w.width, w.padded - w.width);
       row_products<A>(queries, products, w.padded, end, w.padded, slope);
-      for (int64_t t = 0; t < end; t += L)
-        store<L>(slope + t, load<L>(n.scale + t) == V{}
-                                ? V{}
-                                : -(load<L>(slope + t) * load<L>(n.inverse + t)) * load<L>(n.scale + t));
+      // Divided, not multiplied by the inverse: u carries the inverse's rounding error once, dd must
+      // not carry it twice, for in dq the two cancel.
+      for (int64_t t = 0; t < end; t += L) {
+        const V den = load<L>(n.value + t), zero = {};
+        store<L>(slope + t, den == zero ? zero : -load<L>(slope + t) / den);
+      }
     }
     if (wants_q) {
       S* target = row<S>(source.grad_q, task, head, token);
@@ -357,8 +366,7 @@ Status backward_as(const Problem& p, const void* state) {
   using A = Acc<S>;
   const Work<A> w(p);
   const int64_t all = w.matrices() * w.matrix;
-  bool any_keys = false;
-  for (int64_t s = 0; s < p.num_sources; ++s) any_keys = any_keys || wants_keys(p.sources[s]);
+  const bool any_keys = any_wants_keys(p);
   Buffer<A> turned(all);
   Buffer<A> partials(any_keys ? w.splits * all : 0);
   Buffer<A> totals(any_keys ? all : 0);
@@ -384,7 +392,7 @@ Status backward_as(const Problem& p, const void* state) {
     if (any_keys) {
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < w.matrices(); ++i) {
-        // Heads that want no gradient of keys have sums that nobody wrote, and nobody reads.
+        // Of heads that want no gradient of keys this sums what nobody wrote; nobody reads it.
         combine<A>(w, partials.data(), i, totals.data() + i * w.matrix);
         transpose<A>(w, totals.data() + i * w.matrix, w.padded, turned.data() + i * w.matrix);
       }
