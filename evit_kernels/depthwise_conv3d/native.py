@@ -18,13 +18,14 @@ def forward(
 ) -> Tensor:
     """Returns the convolution of `input`, in its memory format."""
     x = _layout.channels_last(input)
+    weight, bias = _dense(weight, bias)
     size = (x.shape[0], x.shape[1], *geometry.output_size(x.shape[2:]))
     output = _empty(size, x)
     if output.numel():
         core().depthwise_conv3d_forward(
             _problem(x, output, geometry, activation),
             x.data_ptr(),
-            weight.contiguous().data_ptr(),
+            weight.data_ptr(),
             _pointer(bias),
             output.data_ptr(),
         )
@@ -43,9 +44,9 @@ def backward(
     """Returns the gradients of input, weight and bias; those not needed are empty."""
     x = _layout.channels_last(input)
     grad = grad_output.contiguous(memory_format=torch.channels_last_3d)
-    weight = weight.contiguous()
+    weight, bias = _dense(weight, bias)
     grad_input = _empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
-    grad_weight = torch.empty_like(weight) if needed[1] else input.new_empty(0)
+    grad_weight = weight.new_empty(weight.shape) if needed[1] else input.new_empty(0)
     grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0)
     if grad.numel() == 0:
         grad_input, grad_weight, grad_bias = (
@@ -92,6 +93,11 @@ def _problem(x: Tensor, output: Tensor, geometry: Geometry, activation: str) -> 
         geometry.dilation,
         (x.stride(0), x.stride(2), x.stride(3), x.stride(4)),
     )
+
+
+def _dense(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    # To be held by name: the core gets addresses, which do not keep a copy alive.
+    return weight.contiguous(), None if bias is None else bias.contiguous()
 
 
 def _pointer(x: Tensor | None) -> int:
