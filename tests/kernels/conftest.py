@@ -1,0 +1,47 @@
+"""Fixtures of the operator tests: poisoned memory, devices, instruction sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.utils.deterministic
+
+from evit_kernels import _native
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+INSTRUCTION_SETS = tuple(_native.core().instruction_sets()) if _native.failure() is None else ()
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """Fills uninitialised tensors with NaN, so that an element nobody wrote cannot pass.
+
+    This is PyTorch's own switch: it reaches torch.empty, empty_like, empty_strided, new_empty and
+    resize_ below Python, so the compiler traces the same functions as always.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every kind of device that torch sees here."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every instruction set that was compiled in and runs here, in use during the test."""
+    core = _native.core()
+    before = core.instruction_set()
+    core.set_instruction_set(request.param)
+    yield request.param
+    core.set_instruction_set(before)
