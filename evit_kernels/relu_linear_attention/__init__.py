@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from evit_kernels import _checks, backends
-from evit_kernels.relu_linear_attention import reference
-
-NAME = "relu_linear_attention"
+from evit_kernels.relu_linear_attention import op, reference
+from evit_kernels.relu_linear_attention.op import NAME
 
 
 def relu_linear_attention(
@@ -39,7 +38,8 @@ def relu_linear_attention(
         ValueError: wrong rank or sizes. TypeError: wrong types or mixed dtypes.
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
 
-    Source: EfficientViT (arXiv 2205.14756), equations 2 to 4; Katharopoulos et al. (arXiv 2006.16236).
+    Source: EfficientViT (arXiv 2205.14756), equations 2 to 4; Katharopoulos et al. (arXiv
+    2006.16236).
     """
     for name, value in (("q", q), ("k", k), ("v", v)):
         _checks.tensor(value, NAME, name)
@@ -50,8 +50,10 @@ def relu_linear_attention(
             raise ValueError(
                 f"{NAME}: {name} is {tuple(value.shape)}, q is {tuple(q.shape)}: they must be equal"
             )
-    backends.select(NAME, backend, q)
-    return reference.relu_linear_attention(q, k, v, eps)
+    chosen = backends.select(NAME, backend, q)
+    if chosen == "reference":
+        return reference.relu_linear_attention(q, k, v, eps)
+    return op.relu_linear_attention(q, k, v, eps, chosen)
 
 
 def relu_linear_attention_qkv(
@@ -67,8 +69,8 @@ def relu_linear_attention_qkv(
     N = T * H * W tokens, calling `relu_linear_attention` and folding the result back.
 
     Args:
-        qkv: (B, heads * 3 * head_dim, T, H, W), or a sequence of such tensors (the scales), attended
-            as if concatenated along the channels, without being concatenated.
+        qkv: (B, heads * 3 * head_dim, T, H, W), or a sequence of such tensors (the scales),
+            attended as if concatenated along the channels, without being concatenated.
         head_dim: the width d of a head.
         eps: added to the normaliser.
         backend: None for the automatic choice, or "reference", "native", "triton".
@@ -82,8 +84,10 @@ def relu_linear_attention_qkv(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     tensors = _check_packed(qkv, head_dim)
-    backends.select(NAME, backend, tensors[0])
-    return reference.relu_linear_attention_qkv(tensors, head_dim, eps)
+    chosen = backends.select(NAME, backend, tensors[0])
+    if chosen == "reference":
+        return reference.relu_linear_attention_qkv(tensors, head_dim, eps)
+    return op.relu_linear_attention_qkv(tensors, head_dim, eps, chosen)
 
 
 def _check_packed(qkv: Tensor | Sequence[Tensor], head_dim: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""The definition of ReLU linear attention, in plain PyTorch: any dtype, any device, differentiable."""
+"""The definition of ReLU linear attention, in plain PyTorch: any dtype, device, differentiable."""
 
 from __future__ import annotations
 
