@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from plain2d import EfficientViT2D, images, randomize
+from plain2d import images, make_plain
 from torch import Tensor
 
 
@@ -30,7 +30,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Refer
 
     @cache
     def make(variant: str) -> Reference:
-        model = randomize(EfficientViT2D(variant, num_classes=10))
+        model = make_plain(variant)
         path = folder / f"{variant}.pt"
         torch.save({"state_dict": model.state_dict(), "epoch": 3}, path)
         clips = images(2, seed=5)

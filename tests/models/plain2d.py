@@ -231,7 +231,7 @@ class EfficientViT2D(nn.Module):
         return self.head(self.features(x)[-1])
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: EfficientViT2D, seed: int = 0) -> EfficientViT2D:
     """Gives every tensor values that matter, and running statistics that fit random images.
 
     No weight, bias, mean or variance is a constant, and the logits depend on the image.
@@ -243,7 +243,11 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            if name.endswith("norm.weight"):
+            if name.endswith("running_var"):
+                tensor.fill_(1.0)
+            elif name.endswith(("running_mean", "num_batches_tracked")):
+                tensor.zero_()
+            elif name.endswith("norm.weight"):
                 # Below 1, as in trained networks: larger branches make rounding errors grow.
                 uniform(tensor, 0.2, 1.0)
             elif tensor.dim() == 1:
@@ -258,6 +262,13 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
         for norm in norms:
             norm.momentum = 0.1
     return model.eval()
+
+
+def make_plain(name: str, **arguments: float) -> EfficientViT2D:
+    """A 2-D network with random weights, not initialised twice."""
+    with torch.device("meta"):
+        model = EfficientViT2D(name, 10, **arguments)
+    return randomize(model.to_empty(device="cpu"))
 
 
 def images(count: int, size: int = 64, seed: int = 0) -> Tensor:
