@@ -26,8 +26,27 @@ def implement(name: str, implementation: Callable[..., Any], fake: Callable[...,
 
 
 def needs_autograd(*tensors: Tensor | None) -> bool:
-    """Tells whether a call has to be recorded for backward."""
+    """Tells whether a call has to be recorded for backward.
+
+    Forward-mode differentiation counts too: autograd then says that it is not implemented, where a
+    bare operator would answer with a tangent of zero.
+    """
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Gives a tensor that is passed again a view of its own.
+
+    torch.compile refuses, and older versions differentiate wrongly, an autograd.Function that gets
+    the same tensor twice.
+    """
+    result: list[Tensor | None] = []
+    for position, value in enumerate(tensors):
+        repeated = value is not None and any(value is other for other in tensors[:position])
+        result.append(value.view_as(value) if value is not None and repeated else value)
+    return tuple(result)
 
 
 def call_backward(name: str, backward: Any, *arguments: Any) -> tuple[Tensor, ...]:

@@ -103,5 +103,5 @@ def _select(
         )
     reason = _REFUSALS[backend](device, dtype)
     if reason is not None:
-        raise RuntimeError(f"{operator}: backend {backend!r} is not available: {reason}")
+        raise RuntimeError(f"{operator}: {origin} {backend!r} is not available: {reason}")
     return backend

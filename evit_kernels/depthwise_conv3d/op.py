@@ -35,7 +35,9 @@ def depthwise_conv3d(
     """Calls the registered operator, through autograd where a gradient is wanted."""
     tensors = (input, weight, bias)
     if _registration.needs_autograd(*tensors):
-        result: Tensor = _DepthwiseConv3d.apply(*tensors, geometry, activation, backend)
+        result: Tensor = _DepthwiseConv3d.apply(
+            *_registration.distinct(*tensors), geometry, activation, backend
+        )
         return result
     return _forward(*tensors, *geometry[1:], activation, backend)
 
