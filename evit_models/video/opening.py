@@ -45,7 +45,8 @@ def open_container(path: str | PathLike[str], *, max_pixels: int = MAX_PIXELS) -
     try:
         return av.open(
             url,
-            options={"max_pixels": str(max_pixels)},
+            # Generous, so that a frame just above the limit is named, and not called corrupt.
+            options={"max_pixels": str(2 * max_pixels + 64 * 1024)},
             container_options={
                 "format_whitelist": ",".join(ACCEPTED_FORMATS),
                 "protocol_whitelist": "file",
@@ -83,10 +84,16 @@ def open_video_stream(
             f"{max_pixels:,} (max_pixels)",
         )
     # Frames may grow in the middle of a stream, so the decoder keeps the limit as well.
-    stream.codec_context.options = {"max_pixels": str(max_pixels)}
+    limit = max(max_pixels, _in_blocks(width, height))
+    stream.codec_context.options = {"max_pixels": str(limit)}
     stream.codec_context.thread_count = threads
     stream.codec_context.thread_type = "AUTO"
     return stream
+
+
+def _in_blocks(width: int, height: int) -> int:
+    """Pixels of the buffer that a decoder asks for: sizes are rounded up to whole blocks."""
+    return (width + 63) // 64 * 64 * ((height + 63) // 64 * 64)
 
 
 def _read_head(path: str | PathLike[str]) -> bytes:

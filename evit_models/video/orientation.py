@@ -26,13 +26,12 @@ def orientation_of(frame: VideoFrame) -> Orientation:
     if matrix.size < 9:
         return UPRIGHT
     a, b, c, d = (int(matrix[i]) for i in (0, 1, 3, 4))
-    straight, turned = abs(a) + abs(d), abs(b) + abs(c)
     # Quarter turns and mirrors only: a matrix in between is no way a camera was held.
-    if min(straight, turned) * 16 > max(straight, turned) or straight + turned == 0:
-        return UPRIGHT
-    if straight > turned:
+    if min(abs(a), abs(d)) > 16 * max(abs(b), abs(c)):
         return (_sign(a), 0, 0, _sign(d))
-    return (0, _sign(b), _sign(c), 0)
+    if min(abs(b), abs(c)) > 16 * max(abs(a), abs(d)):
+        return (0, _sign(b), _sign(c), 0)
+    return UPRIGHT
 
 
 def apply_orientation(image: NDArray[Any], orientation: Orientation) -> NDArray[Any]:

@@ -16,6 +16,7 @@ __all__ = ["write_video"]
 
 # In this order where the caller names no codec; not every build of the encoder library has H.264.
 _ENCODERS = ("libx264", "libopenh264", "mpeg4")
+_WEBM_ENCODERS = ("libvpx-vp9", "libvpx")
 
 
 def write_video(
@@ -30,15 +31,17 @@ def write_video(
     """Encode RGB frames, each uint8 (H, W, 3), into a file whose name decides the container.
 
     ``frames`` may be an array (T, H, W, 3) or any iterable; frames are encoded as they come, so
-    memory does not grow with length. ``fps`` is in frames per second. Without ``codec`` it is
-    H.264 where the library has it, else MPEG-4. ``options`` go to the encoder (``{"g": "12"}``).
+    memory does not grow with length. ``fps`` is in frames per second. Without ``codec`` it is VP9
+    for WebM, else H.264 where the library has it, else MPEG-4. ``options`` go to the encoder, such
+    as ``{"g": "12"}``.
 
     Returns: the number of frames written.
     Raises: ValueError for frames that are no RGB images of one even size, for no frames at all,
     and for a codec or a container that the encoder library does not know; OSError where the file
     cannot be written.
     """
-    name = codec if codec is not None else next(n for n in _ENCODERS if _can_encode(n))
+    usual = _WEBM_ENCODERS if fspath(path).endswith(".webm") else _ENCODERS
+    name = codec if codec is not None else next(n for n in usual if _can_encode(n))
     if not _can_encode(name):
         raise ValueError(f"write_video: codec {name!r} is no encoder of this build of PyAV")
     rate = Fraction(fps).limit_denominator(100_000)
