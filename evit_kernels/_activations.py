@@ -26,7 +26,7 @@ def canonical(activation: str | None, where: str) -> str:
     """Returns the activation's name with None spelt "none", or raises ValueError naming what exists."""
     if activation is None:
         return "none"
-    if activation not in CODES:
+    if not isinstance(activation, str) or activation not in ACTIVATIONS[1:]:
         known = ", ".join(repr(name) for name in ACTIVATIONS[1:])
         raise ValueError(f"{where}: activation must be None or one of {known}, got {activation!r}")
     return activation

@@ -12,7 +12,10 @@ def to_lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     This is what PyTorch does for its own convolutions; the cast is differentiable.
     """
     first = next((t for t in tensors if isinstance(t, Tensor)), None)
-    if first is None or not torch.is_autocast_enabled(first.device.type):
+    # Meta tensors have no autocast: asking for it raises.
+    if first is None or first.device.type == "meta":
+        return tensors
+    if not torch.is_autocast_enabled(first.device.type):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(_cast(t, dtype) for t in tensors)
