@@ -1,4 +1,4 @@
-"""What the whole suite shares: the same random numbers on every run, and hypothesis without a clock."""
+"""What the whole suite shares: the same random numbers on every run, hypothesis without a clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# No deadline: a loaded machine is not a bug. Derandomised: a failure is found again by the next run.
+# No deadline: a loaded machine is not a bug. Derandomised: the next run finds a failure again.
 _COMMON = settings(
     deadline=None,
     derandomize=True,

@@ -1,4 +1,4 @@
-"""How good is a result? As good as PyTorch's own in the same dtype, both measured against more digits.
+"""How good is a result? As good as PyTorch's in the same dtype, both measured with more digits.
 
 The error of a tensor is the root mean square of its difference from the exact values, taken over
 the whole tensor and over its worst row. Ours may be at most a factor times PyTorch's. Where PyTorch

@@ -1,4 +1,4 @@
-"""Calls of depthwise_conv3d to try: shapes, windows and memory layouts, as hypothesis strategies."""
+"""Calls of depthwise_conv3d to try: shapes, windows and layouts, as hypothesis strategies."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ class Case:
     layout: str = "channels_last"
     dtype: torch.dtype = torch.float32
     parameters: str = "contiguous"
+
+    def label(self) -> str:
+        """A short name for test reports."""
+        window = "x".join(map(str, self.kernel)) + "s" + "".join(map(str, self.stride))
+        return f"{window}-{self.temporal_padding}-T{self.size[0]}"
 
     @property
     def fits(self) -> bool:

@@ -74,7 +74,7 @@ class Definition:
 
 
 def _frames_and_size(case: Case) -> tuple[list[int | None], list[int]]:
-    """For every frame of the padded clip, the frame that stands there (None: zeros); output size."""
+    """The frame at each place of the padded clip (None: zeros), and the output's size."""
     before = after = case.padding[0]
     if case.temporal_padding == "causal":
         before, after = (case.kernel[0] - 1) * case.dilation[0], 0

@@ -29,11 +29,6 @@ CASES = [
 NAMES = ("output", "gradient of input", "gradient of weight", "gradient of bias")
 
 
-def _ids(case: Case) -> str:
-    window = "x".join(map(str, case.kernel)) + "s" + "".join(map(str, case.stride))
-    return f"{window}-{case.temporal_padding}-T{case.size[0]}"
-
-
 def _results(case: Case, dtype: torch.dtype, backend: str | None) -> list[Tensor]:
     """Output and gradients, computed in `dtype` from values that the case's dtype can hold."""
     leaves = [x.to(dtype).requires_grad_() for x in case.tensors() if x is not None]
@@ -59,7 +54,7 @@ def _assert_case(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=_ids)
+@pytest.mark.parametrize("case", CASES, ids=Case.label)
 def test_error_is_that_of_pytorch(case: Case, dtype: torch.dtype, instruction_set: str) -> None:
     _assert_case(replace(case, dtype=dtype, activation="hardswish"))
 
@@ -72,7 +67,7 @@ def test_error_of_every_activation(
     _assert_case(Case(2, 29, (3, 9, 14), (3, 3, 3), activation=activation, dtype=dtype))
 
 
-@pytest.mark.parametrize("case", CASES, ids=_ids)
+@pytest.mark.parametrize("case", CASES, ids=Case.label)
 def test_float64_against_more_digits(case: Case, instruction_set: str) -> None:
     case = replace(case, dtype=torch.float64)
     ours = _results(case, torch.float64, "native")
