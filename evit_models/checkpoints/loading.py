@@ -49,47 +49,7 @@ def load_pretrained(
     Raises:
         FileNotFoundError: no such file. CheckpointError: what the file is, what was expected.
     """
-    check_inflation(inflation)
-    checkpoint = read_checkpoint(path)
-    source, tensors, skipped = _translate(checkpoint, model)
-    state = model.state_dict()
-    values: dict[str, Tensor] = {}
-    inflated: list[str] = []
-    problems: list[str] = []
-    for name, value in tensors.items():
-        target = state[name]
-        if name.startswith("head.classifier.") and value.shape[:1] != target.shape[:1]:
-            skipped[name] = f"{value.shape[0]} classes in the file, {target.shape[0]} in the model"
-            continue
-        try:
-            values[name] = _fit(name, value, target, model, inflation)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        if values[name].numel() != value.numel():
-            inflated.append(name)
-    missing = [name for name in state if name not in values and not name.endswith(_COUNTER)]
-    problems += [f"{name} is missing" for name in missing if not name.startswith("head.")]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"{checkpoint.path}: {'; '.join(problems[:5])}{more}")
-    with torch.no_grad():
-        for name, value in values.items():
-            state[name].copy_(value)
-    _adopt_epsilons(model, source, checkpoint)
-    loaded = tuple(name for name in values if name not in inflated)
-    report = LoadReport(
-        str(checkpoint.path),
-        source,
-        model.name,
-        loaded,
-        tuple(inflated),
-        skipped,
-        tuple(missing),
-    )
-    model.load_report = report
-    logger.log(logging.WARNING if skipped or missing else logging.INFO, "%s", report)
-    return report
+    return _load(model, read_checkpoint(path), inflation)
 
 
 def load_model(path: str | os.PathLike[str], *, backend: str | None = None) -> EfficientViT3D:
@@ -111,7 +71,7 @@ def load_model(path: str | os.PathLike[str], *, backend: str | None = None) -> E
         raise CheckpointError(
             f"{checkpoint.path}: its configuration describes no model: {error}"
         ) from error
-    return build_pretrained(partial(EfficientViT3D, **checkpoint.config, backend=backend), path)
+    return _build(partial(EfficientViT3D, **checkpoint.config, backend=backend), checkpoint)
 
 
 def build_pretrained(
@@ -121,12 +81,66 @@ def build_pretrained(
     inflation: str = "center",
 ) -> EfficientViT3D:
     """Returns what `build` makes, with a checkpoint's weights; draws only what the file lacks."""
+    return _build(build, read_checkpoint(path), inflation)
+
+
+def _build(
+    build: Callable[[], EfficientViT3D], checkpoint: Checkpoint, inflation: str = "center"
+) -> EfficientViT3D:
     with torch.device("meta"):
         model = build()
     model.to_empty(device=torch.get_default_device())
-    report = load_pretrained(model, path, inflation=inflation)
+    report = _load(model, checkpoint, inflation)
     model.init_weights(model.state_dict().keys() - {*report.loaded, *report.inflated})
     return model
+
+
+def _load(model: EfficientViT3D, checkpoint: Checkpoint, inflation: str) -> LoadReport:
+    check_inflation(inflation)
+    source, tensors, skipped = _translate(checkpoint, model)
+    state = model.state_dict()
+    values: dict[str, Tensor] = {}
+    inflated: list[str] = []
+    problems: list[str] = []
+    for name, value in tensors.items():
+        target = state[name]
+        if (
+            name.startswith("head.classifier.")
+            and value.dim() == target.dim()
+            and value.shape[0] != target.shape[0]
+        ):
+            skipped[name] = f"{value.shape[0]} classes in the file, {target.shape[0]} in the model"
+            continue
+        try:
+            values[name] = _fit(name, value, target, model, inflation)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if values[name].numel() != value.numel():
+            inflated.append(name)
+    missing = [name for name in state if name not in values and not name.endswith(_COUNTER)]
+    problems += [f"{name} is missing" for name in missing if not name.startswith("head.")]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{checkpoint.path}: {'; '.join(problems[:5])}{more}")
+    epsilons = _epsilons(model, source, checkpoint)
+    with torch.no_grad():
+        for name, value in values.items():
+            state[name].copy_(value)
+    model.set_epsilons(*epsilons)
+    loaded = tuple(name for name in values if name not in inflated)
+    report = LoadReport(
+        str(checkpoint.path),
+        source,
+        model.name,
+        loaded,
+        tuple(inflated),
+        skipped,
+        tuple(missing),
+    )
+    model.load_report = report
+    logger.log(logging.WARNING if skipped or missing else logging.INFO, "%s", report)
+    return report
 
 
 def _translate(
@@ -200,18 +214,18 @@ def _fit(name: str, value: Tensor, target: Tensor, model: EfficientViT3D, inflat
     return inflate_weight(timeless, target.shape[2], inflation, causal=causal)
 
 
-def _adopt_epsilons(model: EfficientViT3D, source: str, checkpoint: Checkpoint) -> None:
+def _epsilons(model: EfficientViT3D, source: str, checkpoint: Checkpoint) -> tuple[float, float]:
+    """Returns the epsilons of attention and head that the weights were made for."""
     if source in _EPSILONS:
         attention, head_norm = _EPSILONS[source]
-        model.set_epsilons(attention, head_norm or VARIANTS[model.name].norm_eps)
-        return
-    stored = {key: checkpoint.config.get(key) for key in ("attention_eps", "head_norm_eps")}
-    for key, value in stored.items():
-        if value is not None and not (isinstance(value, float) and 0.0 <= value < 1.0):
+        return attention, VARIANTS[model.name].norm_eps if head_norm is None else head_norm
+    found = {
+        name: checkpoint.config.get(name, model.config[name])
+        for name in ("attention_eps", "head_norm_eps")
+    }
+    for name, value in found.items():
+        if not isinstance(value, float) or not 0.0 <= value < 1.0:
             raise CheckpointError(
-                f"{checkpoint.path}: {key} must be at least 0 and below 1, got {value!r}"
+                f"{checkpoint.path}: {name} must be at least 0 and below 1, got {value!r}"
             )
-    model.set_epsilons(
-        stored["attention_eps"] or model.config["attention_eps"],
-        stored["head_norm_eps"] or model.config["head_norm_eps"],
-    )
+    return found["attention_eps"], found["head_norm_eps"]

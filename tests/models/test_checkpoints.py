@@ -143,6 +143,12 @@ def test_save_and_load_again(tmp_path, variant):
     assert torch.equal(by_name(clip), expected)
 
 
+def test_epsilon_of_zero_survives(tmp_path):
+    model = create_model(B0, 3)
+    model.set_epsilons(0.0, 1e-5)
+    assert load_model(save_checkpoint(model, tmp_path)).config["attention_eps"] == 0.0
+
+
 def test_saved_files(tmp_path):
     model = create_model(B0, 5)
     assert save_checkpoint(model, tmp_path) == tmp_path / "model.safetensors"
@@ -271,6 +277,10 @@ def test_load_model_needs_a_configuration(b0, tmp_path):
         save_file(tensors, path, {"evit_models": config})
         with pytest.raises(CheckpointError, match="describes no model"):
             load_model(path)
+    config = json.dumps({**create_model(B0, 3).config, "attention_eps": "small"})
+    save_file(tensors, path, {"evit_models": config})
+    with pytest.raises(CheckpointError, match="attention_eps must be at least 0 and below 1"):
+        load_model(path)
     for config in ("[1]", "{"):
         save_file(tensors, path, {"evit_models": config})
         with pytest.raises(CheckpointError, match="configuration is not"):

@@ -172,6 +172,7 @@ def test_values_that_no_network_has(refused, tensors):
             torch.ones(64, 1, 5, 5),
             r"has shape \(64, 1, 5, 5\), expected \(64, 1, 3, 3, 3\)",
         ),
+        "head.op_list.3.linear.bias": (torch.ones(()), r"has shape \(\), expected \(10,\)"),
         "head.op_list.3.linear.weight": (torch.ones(10), r"has shape \(10,\), expected \(10, 1280"),
     }
     for name, (value, words) in spoilt.items():
