@@ -42,11 +42,15 @@ def paired_rounds(
     repeats = {name: _warm_up(call, device) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
-    for number in range(rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            gc.collect()
-            seconds[name].append(_time(calls[name], repeats[name], device))
-        after_round()
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(rounds):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                seconds[name].append(_time(calls[name], repeats[name], device))
+            after_round()
+    finally:
+        gc.enable()
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
