@@ -10,6 +10,7 @@
 
 #include "evit/cpu.h"
 #include "evit/depthwise_conv3d.h"
+#include "evit/pointwise_conv3d.h"
 #include "evit/relu_linear_attention.h"
 
 namespace py = pybind11;
@@ -126,6 +127,42 @@ void bind_relu_linear_attention(py::module_& m) {
         });
 }
 
+evit::PointwiseConv3dProblem pointwise_problem(const py::tuple& t) {
+  evit::PointwiseConv3dProblem p;
+  p.dtype = static_cast<evit::DType>(t[0].cast<int>());
+  p.activation = static_cast<evit::Activation>(t[1].cast<int>());
+  p.num_threads = t[2].cast<int>();
+  p.tokens = t[3].cast<int64_t>();
+  p.in_channels = t[4].cast<int64_t>();
+  p.out_channels = t[5].cast<int64_t>();
+  p.in_stride = t[6].cast<int64_t>();
+  return p;
+}
+
+void bind_pointwise_conv3d(py::module_& m) {
+  m.def("pointwise_conv3d_forward", [](const py::tuple& problem, uintptr_t input, uintptr_t weight,
+                                       uintptr_t bias, uintptr_t residual, uintptr_t output) {
+    const auto p = pointwise_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::pointwise_conv3d_forward(p, pointer(input), pointer(weight), pointer(bias),
+                                              pointer(residual), pointer(output)));
+  });
+  m.def("pointwise_conv3d_workspace", [](const py::tuple& problem) {
+    return evit::cpu::pointwise_conv3d_workspace(pointwise_problem(problem));
+  });
+  m.def("pointwise_conv3d_backward",
+        [](const py::tuple& problem, uintptr_t grad_output, uintptr_t input, uintptr_t weight,
+           uintptr_t bias, uintptr_t scratch, uintptr_t partials, uintptr_t grad_input,
+           uintptr_t grad_weight, uintptr_t grad_bias) {
+          const auto p = pointwise_problem(problem);
+          py::gil_scoped_release unlocked;
+          check(evit::cpu::pointwise_conv3d_backward(
+              p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias),
+              pointer(scratch), pointer(partials), pointer(grad_input), pointer(grad_weight),
+              pointer(grad_bias)));
+        });
+}
+
 void bind_instruction_sets(py::module_& m) {
   using evit::cpu::InstructionSet;
   m.def("instruction_set", [] { return evit::cpu::name_of(evit::cpu::instruction_set()); });
@@ -154,4 +191,5 @@ PYBIND11_MODULE(_core, m) {
   bind_instruction_sets(m);
   bind_depthwise_conv3d(m);
   bind_relu_linear_attention(m);
+  bind_pointwise_conv3d(m);
 }

@@ -12,7 +12,7 @@ template <int L>
 EVIT_INLINE Vector<float, L> exp_of(Vector<float, L> x) {
   using V = Vector<float, L>;
   using I = Vector<int32_t, L>;
-  const V high = broadcast<L>(88.7f), low = broadcast<L>(-87.3f);
+  const V high = broadcast<L>(88.7f), low = broadcast<L>(-88.0f);  // give infinity and 0
   V clamped = x > high ? high : x;
   clamped = clamped < low ? low : clamped;
   const V magic = broadcast<L>(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
@@ -80,6 +80,26 @@ struct Constants {
   static constexpr A kTanhScale = A(1.59576912160573071176);      // 2 sqrt(2 / pi)
   static constexpr A kTanhCubic = A(0.044715);
 };
+
+// The activations that are a few instructions, inlined over N vectors. Returns false for the others.
+template <class A, int L, int N>
+EVIT_INLINE bool activate_inline(Vector<A, L> (&v)[N], Activation activation) {
+  switch (activation) {
+    case Activation::kNone:
+      return true;
+    case Activation::kRelu:
+      EVIT_UNROLL
+      for (int i = 0; i < N; ++i) v[i] = v[i] < Vector<A, L>{} ? Vector<A, L>{} : v[i];
+      return true;
+    case Activation::kHardswish:
+      EVIT_UNROLL
+      for (int i = 0; i < N; ++i)
+        v[i] = v[i] * clamp_of<A, L>(v[i] + A(3), A(0), A(6)) * (A(1) / A(6));
+      return true;
+    default:
+      return false;
+  }
+}
 
 // Activates `count` vectors in place. Kept out of line: one copy serves every convolution block.
 template <class A, int L>

@@ -73,8 +73,6 @@ EVIT_INLINE void finish(const FrameJob<S>& job, int64_t h, int64_t w,
                         const Vector<Acc<S>, kLanes<S>> (&totals)[N]) {
   constexpr int L = kLanes<S>;
   using V = Vector<Acc<S>, L>;
-  // A copy: the address that goes to an out-of-line function must not be that of the accumulators,
-  // or the compiler keeps them in memory for the whole block.
   V sums[N];
   V bias = {};
   if (job.bias != nullptr) bias = load<L>(job.bias);
@@ -82,21 +80,25 @@ EVIT_INLINE void finish(const FrameJob<S>& job, int64_t h, int64_t w,
   for (int i = 0; i < N; ++i) sums[i] = totals[i] + bias;
   const int64_t offset = h * job.row_stride + w * job.column_stride;
   S* out = job.destination + offset;
-  if (job.multiplier != nullptr) {
-    const S* in = job.multiplier + offset;
-    V grads[N];
-    for (int i = 0; i < N; ++i) grads[i] = load_part<L>(in + i * job.column_stride, job.lanes);
-    differentiate<Acc<S>, L>(grads, sums, N, job.activation);
-    for (int i = 0; i < N; ++i) store_part<L>(out + i * job.column_stride, grads[i], job.lanes);
-    return;
-  }
-  if (job.activation != evit::Activation::kNone) activate<Acc<S>, L>(sums, N, job.activation);
-  if (job.lanes == L) {
+  if (job.multiplier == nullptr && job.lanes == L && activate_inline<Acc<S>, L>(sums, job.activation)) {
     EVIT_UNROLL
     for (int i = 0; i < N; ++i) store<L>(out + i * job.column_stride, sums[i]);
-  } else {
-    for (int i = 0; i < N; ++i) store_part<L>(out + i * job.column_stride, sums[i], job.lanes);
+    return;
   }
+  // A copy: the address that goes to an out-of-line function must not be that of the accumulators,
+  // or the compiler keeps them in memory for the whole block.
+  V values[N];
+  for (int i = 0; i < N; ++i) values[i] = sums[i];
+  if (job.multiplier != nullptr) {
+    V grads[N];
+    for (int i = 0; i < N; ++i)
+      grads[i] = load_part<L>(job.multiplier + offset + i * job.column_stride, job.lanes);
+    differentiate<Acc<S>, L>(grads, values, N, job.activation);
+    for (int i = 0; i < N; ++i) values[i] = grads[i];
+  } else {
+    activate<Acc<S>, L>(values, N, job.activation);
+  }
+  for (int i = 0; i < N; ++i) store_part<L>(out + i * job.column_stride, values[i], job.lanes);
 }
 
 // Destination columns [w, w + B) gather from source columns w * KS - padding + (0 .. KW - 1).

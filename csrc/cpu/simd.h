@@ -195,6 +195,23 @@ EVIT_INLINE Vector<A, L> broadcast(A value) {
   return value - Vector<A, L>{};  // keeps -0: value - 0
 }
 
+// Loads the first `count` of L elements, the rest 0.
+template <int L, class S>
+EVIT_INLINE Vector<Acc<S>, L> load_part(const S* p, int count) {
+  if (count == L) return load<L>(p);
+  S lanes[L] = {};
+  for (int i = 0; i < count; ++i) lanes[i] = p[i];
+  return load<L>(static_cast<const S*>(lanes));
+}
+
+template <int L, class S>
+EVIT_INLINE void store_part(S* p, Vector<Acc<S>, L> v, int count) {
+  if (count == L) return store<L>(p, v);
+  S lanes[L];
+  store<L>(static_cast<S*>(lanes), v);
+  for (int i = 0; i < count; ++i) p[i] = lanes[i];
+}
+
 // A number of lanes or columns as a type, for generic lambdas.
 template <int N>
 struct Width {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from evit_kernels import _activations, _autocast, _checks, backends
-from evit_kernels.pointwise_conv3d import reference
+from evit_kernels.pointwise_conv3d import op, reference
 
 NAME = "pointwise_conv3d"
 
@@ -47,8 +47,10 @@ def pointwise_conv3d(
     input, weight, bias, residual = _autocast.to_lower_precision(input, weight, bias, residual)
     _check(input, weight, bias, residual)
     function = _activations.canonical(activation, NAME)
-    backends.select(NAME, backend, input)
-    return reference.pointwise_conv3d(input, weight, bias, function, residual)
+    chosen = backends.select(NAME, backend, input)
+    if chosen == "reference":
+        return reference.pointwise_conv3d(input, weight, bias, function, residual)
+    return op.pointwise_conv3d(input, weight, bias, residual, function, chosen)
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:

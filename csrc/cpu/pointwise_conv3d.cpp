@@ -1,0 +1,394 @@
+// Pointwise convolution on CPUs: matrix products with bias, activation and residual in the store.
+#include "evit/pointwise_conv3d.h"
+
+#include "dispatch.h"
+#include "pointwise_conv3d_tiles.h"
+
+namespace {
+
+using evit::Status;
+using Problem = evit::PointwiseConv3dProblem;
+
+constexpr int64_t kBlock = 8 * kTokens;    // tokens of one task
+constexpr int64_t kSplitTokens = 2048;     // tokens of one partial sum of the weight gradient
+constexpr int64_t kMaxSplits = 16;
+constexpr int64_t kChunk = 256;            // tokens that the weight gradient reads at a time
+constexpr char kNoMemory[] = "out of memory for scratch buffers";
+
+// Rows of C values as the products read them: the tensor itself where it is float and whole vectors
+// wide, else a copy of a few rows in the accumulation type, padded with zeros.
+template <class S>
+class Rows {
+ public:
+  static constexpr int L = kLanes<S>;
+
+  Rows(const S* source, int64_t channels, int64_t stride, int64_t rows, bool whole_vectors)
+      : source_(source),
+        channels_(channels),
+        stride_(stride),
+        copies_(sizeof(S) != sizeof(Acc<S>) || (whole_vectors && channels % L != 0)),
+        width_(copies_ ? ceil_div(channels, L) * L : stride),
+        copy_(copies_ ? rows * width_ : 0) {}
+
+  bool ok() const { return copy_.ok(); }
+  int64_t stride() const { return width_; }
+
+  const Acc<S>* at(int64_t first, int64_t count) {
+    if constexpr (sizeof(S) == sizeof(Acc<S>)) {
+      if (!copies_) return source_ + first * stride_;
+    }
+    for (int64_t r = 0; r < count; ++r) {
+      const S* from = source_ + (first + r) * stride_;
+      Acc<S>* to = copy_.data() + r * width_;
+      int64_t c = 0;
+      for (; c + L <= channels_; c += L) store<L>(to + c, load<L>(from + c));
+      for (; c < channels_; ++c) to[c] = load<1>(from + c)[0];
+      for (; c < width_; ++c) to[c] = 0;
+    }
+    return copy_.data();
+  }
+
+ private:
+  const S* source_;
+  int64_t channels_, stride_;
+  bool copies_;
+  int64_t width_;
+  Buffer<Acc<S>> copy_;
+};
+
+// destination = activation(source matrix + bias) + residual, or multiplier * activation'(...).
+template <class S>
+struct Product {
+  const S* source;
+  int64_t tokens, depth, width, source_stride;
+  const S* weight;
+  int64_t weight_row, weight_column;  // strides of the matrix along width and depth
+  const S* bias;
+  const S* residual;
+  const S* multiplier;
+  Activation activation;
+  S* destination;
+  int32_t num_threads;
+};
+
+// The matrix as (panel, depth, kPanel vectors of width), zeros beyond the width.
+template <class S>
+void pack_panel(const Product<S>& p, int64_t panel, Acc<S>* packed) {
+  constexpr int64_t W = kPanel * kLanes<S>;
+  for (int64_t lane = 0; lane < W; ++lane) {
+    const int64_t column = panel * W + lane;
+    if (column < p.width) {
+      const S* from = p.weight + column * p.weight_row;
+      for (int64_t k = 0; k < p.depth; ++k)
+        packed[k * W + lane] = load<1>(from + k * p.weight_column)[0];
+    } else {
+      for (int64_t k = 0; k < p.depth; ++k) packed[k * W + lane] = 0;
+    }
+  }
+}
+
+// Stores one vector of each of M tokens.
+template <class S, int M>
+EVIT_INLINE void finish(const Product<S>& p, const Acc<S>* bias, int64_t token, int64_t c,
+                        Vector<Acc<S>, kLanes<S>> (&sums)[M]) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  const int lanes = static_cast<int>(smaller(L, p.width - c));
+  if (bias != nullptr) {
+    const V shift = load<L>(bias + c);
+    EVIT_UNROLL
+    for (int m = 0; m < M; ++m) sums[m] += shift;
+  }
+  const int64_t offset = token * p.width + c;
+  if (p.multiplier == nullptr && lanes == L && activate_inline<Acc<S>, L>(sums, p.activation)) {
+    if (p.residual != nullptr) {
+      EVIT_UNROLL
+      for (int m = 0; m < M; ++m) sums[m] += load<L>(p.residual + offset + m * p.width);
+    }
+    EVIT_UNROLL
+    for (int m = 0; m < M; ++m) store<L>(p.destination + offset + m * p.width, sums[m]);
+    return;
+  }
+  V values[M];
+  for (int m = 0; m < M; ++m) values[m] = sums[m];
+  if (p.multiplier != nullptr) {
+    V grads[M];
+    for (int m = 0; m < M; ++m) grads[m] = load_part<L>(p.multiplier + offset + m * p.width, lanes);
+    differentiate<Acc<S>, L>(grads, values, M, p.activation);
+    for (int m = 0; m < M; ++m) values[m] = grads[m];
+  } else {
+    activate<Acc<S>, L>(values, M, p.activation);
+  }
+  for (int m = 0; m < M; ++m) {
+    if (p.residual != nullptr) values[m] += load_part<L>(p.residual + offset + m * p.width, lanes);
+    store_part<L>(p.destination + offset + m * p.width, values[m], lanes);
+  }
+}
+
+template <class S, int M, int N>
+EVIT_INLINE void tile(const Product<S>& p, const Acc<S>* a, int64_t stride, const Acc<S>* panel,
+                      const Acc<S>* bias, int64_t token, int64_t c) {
+  constexpr int L = kLanes<S>;
+  Vector<Acc<S>, L> sums[M][N];
+  product_tile<Acc<S>, M, N>(a, stride, panel, p.depth, sums);
+  EVIT_UNROLL
+  for (int n = 0; n < N; ++n) {
+    Vector<Acc<S>, L> column[M];
+    EVIT_UNROLL
+    for (int m = 0; m < M; ++m) column[m] = sums[m][n];
+    finish<S, M>(p, bias, token, c + n * L, column);
+  }
+}
+
+// `count` tokens from `token` on, all channels of one panel.
+template <class S, int N>
+void panel_of_tokens(const Product<S>& p, const Acc<S>* a, int64_t stride, const Acc<S>* panel,
+                     const Acc<S>* bias, int64_t token, int64_t count, int64_t c) {
+  int64_t m = 0;
+  for (; m + kTokens <= count; m += kTokens)
+    tile<S, kTokens, N>(p, a + m * stride, stride, panel, bias, token + m, c);
+  for (; m + 4 <= count; m += 4) tile<S, 4, N>(p, a + m * stride, stride, panel, bias, token + m, c);
+  for (; m < count; ++m) tile<S, 1, N>(p, a + m * stride, stride, panel, bias, token + m, c);
+}
+
+template <class S>
+Status multiply(const Product<S>& p) {
+  constexpr int L = kLanes<S>;
+  constexpr int64_t W = kPanel * L;
+  const int64_t panels = ceil_div(p.width, W);
+  const int64_t blocks = ceil_div(p.tokens, kBlock);
+  // Few tokens and many threads: the channels are shared out too.
+  const int64_t parts = larger(1, smaller(panels, ceil_div(3 * p.num_threads, larger(1, blocks))));
+  Buffer<Acc<S>> packed(panels * p.depth * W);
+  Buffer<Acc<S>> bias(panels * W);
+  if (!packed.ok() || !bias.ok()) return {kNoMemory};
+  for (int64_t c = 0; p.bias != nullptr && c < panels * W; ++c)
+    bias[c] = c < p.width ? load<1>(p.bias + c)[0] : 0;
+  bool failed = false;
+
+#pragma omp parallel num_threads(p.num_threads) if (p.num_threads > 1)
+  {
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < panels; ++panel)
+      pack_panel(p, panel, packed.data() + panel * p.depth * W);
+
+    Rows<S> rows(p.source, p.depth, p.source_stride, kBlock, false);
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < blocks * parts; ++task) {
+      const int64_t token = task / parts * kBlock;
+      const int64_t part = task % parts;
+      const int64_t count = smaller(kBlock, p.tokens - token);
+      if (!rows.ok()) {
+        failed = true;
+        continue;
+      }
+      const Acc<S>* a = rows.at(token, count);
+      for (int64_t panel = part * panels / parts; panel < (part + 1) * panels / parts; ++panel) {
+        const Acc<S>* b = packed.data() + panel * p.depth * W;
+        const int64_t c = panel * W;
+        const Acc<S>* shift = p.bias != nullptr ? bias.data() : nullptr;
+        if (p.width - c > L)
+          panel_of_tokens<S, kPanel>(p, a, rows.stride(), b, shift, token, count, c);
+        else
+          panel_of_tokens<S, 1>(p, a, rows.stride(), b, shift, token, count, c);
+      }
+    }
+  }
+  return {failed ? kNoMemory : nullptr};
+}
+
+// The gradients of weight and bias: sums over all tokens, cut by the shape alone.
+template <class S>
+class WeightGradient {
+ public:
+  explicit WeightGradient(const Problem& p)
+      : p_(p),
+        width_(ceil_div(p.in_channels, L) * L),
+        elements_(p.out_channels * width_ + p.out_channels),
+        splits_(larger(1, smaller(kMaxSplits, p.tokens / kSplitTokens))) {}
+
+  int64_t workspace() const { return splits_ * elements_; }
+
+  Status run(const S* grad, const S* input, Acc<S>* partials, S* grad_weight, S* grad_bias) const {
+    // A task is a split and some rows of the result: enough tasks even for a few tokens.
+    const int64_t parts = ceil_div(p_.out_channels, kRowsOfTask);
+    bool failed = false;
+#pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
+    {
+      Rows<S> grads(grad, p_.out_channels, p_.out_channels, kChunk, false);
+      Rows<S> inputs(input, p_.in_channels, p_.in_stride, kChunk, true);
+#pragma omp for schedule(dynamic)
+      for (int64_t task = 0; task < splits_ * parts; ++task) {
+        if (grads.ok() && inputs.ok())
+          part(task / parts, task % parts * kRowsOfTask, grads, inputs, partials,
+               grad_weight != nullptr, grad_bias != nullptr);
+        else
+          failed = true;
+      }
+#pragma omp for schedule(static)
+      for (int64_t row = 0; row < p_.out_channels; ++row)
+        combine(row, partials, grad_weight, grad_bias);
+    }
+    return {failed ? kNoMemory : nullptr};
+  }
+
+ private:
+  static constexpr int L = kLanes<S>;
+  static constexpr int64_t kRowsOfTask = 64;
+  static constexpr int kRows = kTokens >= 8 ? 8 : 4;  // of one register tile
+
+  void part(int64_t split, int64_t first, Rows<S>& grads, Rows<S>& inputs, Acc<S>* partials,
+            bool want_weight, bool want_bias) const {
+    const int64_t last = smaller(p_.out_channels, first + kRowsOfTask);
+    Acc<S>* sums = partials + split * elements_;
+    Acc<S>* bias = sums + p_.out_channels * width_;
+    for (int64_t i = first * width_; i < last * width_; ++i) sums[i] = 0;
+    for (int64_t i = first; i < last; ++i) bias[i] = 0;
+    const int64_t end = (split + 1) * p_.tokens / splits_;
+    for (int64_t token = split * p_.tokens / splits_; token < end; token += kChunk) {
+      const int64_t count = smaller(kChunk, end - token);
+      const Acc<S>* g = grads.at(token, count);
+      if (want_bias)
+        for (int64_t row = first; row < last; ++row) {
+          Acc<S> sum = 0;
+          for (int64_t t = 0; t < count; ++t) sum += g[t * grads.stride() + row];
+          bias[row] += sum;
+        }
+      if (!want_weight) continue;
+      const Acc<S>* x = inputs.at(token, count);
+      int64_t row = first;
+      for (; row + kRows <= last; row += kRows)
+        columns<kRows>(g + row, grads.stride(), x, inputs.stride(), count, sums + row * width_);
+      for (; row < last; ++row)
+        columns<1>(g + row, grads.stride(), x, inputs.stride(), count, sums + row * width_);
+    }
+  }
+
+  template <int M>
+  void columns(const Acc<S>* g, int64_t g_stride, const Acc<S>* x, int64_t x_stride, int64_t count,
+               Acc<S>* sums) const {
+    int64_t c = 0;
+    for (; c + 3 * L <= width_; c += 3 * L)
+      outer_tile<Acc<S>, M, 3>(g, g_stride, x + c, x_stride, count, sums + c, width_);
+    if (c + 2 * L <= width_) {
+      outer_tile<Acc<S>, M, 2>(g, g_stride, x + c, x_stride, count, sums + c, width_);
+      c += 2 * L;
+    }
+    if (c < width_) outer_tile<Acc<S>, M, 1>(g, g_stride, x + c, x_stride, count, sums + c, width_);
+  }
+
+  void combine(int64_t row, Acc<S>* partials, S* grad_weight, S* grad_bias) const {
+    for (int64_t c = 0; grad_weight != nullptr && c < p_.in_channels; ++c) {
+      Acc<S> sum = 0;
+      for (int64_t split = 0; split < splits_; ++split)
+        sum += partials[split * elements_ + row * width_ + c];
+      store<1>(grad_weight + row * p_.in_channels + c, Vector<Acc<S>, 1>{sum});
+    }
+    if (grad_bias == nullptr) return;
+    Acc<S> sum = 0;
+    for (int64_t split = 0; split < splits_; ++split)
+      sum += partials[split * elements_ + p_.out_channels * width_ + row];
+    store<1>(grad_bias + row, Vector<Acc<S>, 1>{sum});
+  }
+
+  const Problem& p_;
+  const int64_t width_;  // C_in in whole vectors
+  const int64_t elements_;
+  const int64_t splits_;
+};
+
+template <class S>
+Status forward_as(const Problem& p, const void* input, const void* weight, const void* bias,
+                  const void* residual, const void* multiplier, void* output) {
+  Product<S> product = {};
+  product.source = static_cast<const S*>(input);
+  product.tokens = p.tokens;
+  product.depth = p.in_channels;
+  product.width = p.out_channels;
+  product.source_stride = p.in_stride;
+  product.weight = static_cast<const S*>(weight);
+  product.weight_row = p.in_channels;
+  product.weight_column = 1;
+  product.bias = static_cast<const S*>(bias);
+  product.residual = static_cast<const S*>(residual);
+  product.multiplier = static_cast<const S*>(multiplier);
+  product.activation = p.activation;
+  product.destination = static_cast<S*>(output);
+  product.num_threads = p.num_threads;
+  return multiply(product);
+}
+
+template <class S>
+Status backward_as(const Problem& p, const void* grad_output, const void* input, const void* weight,
+                   const void* bias, void* scratch, void* partials, void* grad_input,
+                   void* grad_weight, void* grad_bias) {
+  const S* grad = static_cast<const S*>(grad_output);
+  if (p.activation != Activation::kNone) {
+    // The activation's input is computed again rather than kept: see depthwise_conv3d.cpp.
+    const Status status = forward_as<S>(p, input, weight, bias, nullptr, grad_output, scratch);
+    if (!status.ok()) return status;
+    grad = static_cast<const S*>(scratch);
+  }
+  if (grad_input != nullptr) {
+    Product<S> product = {};
+    product.source = grad;
+    product.tokens = p.tokens;
+    product.depth = p.out_channels;
+    product.width = p.in_channels;
+    product.source_stride = p.out_channels;
+    product.weight = static_cast<const S*>(weight);
+    product.weight_row = 1;
+    product.weight_column = p.in_channels;
+    product.activation = Activation::kNone;
+    product.destination = static_cast<S*>(grad_input);
+    product.num_threads = p.num_threads;
+    const Status status = multiply(product);
+    if (!status.ok()) return status;
+  }
+  if (grad_weight == nullptr && grad_bias == nullptr) return {};
+  return WeightGradient<S>(p).run(grad, static_cast<const S*>(input),
+                                  static_cast<Acc<S>*>(partials), static_cast<S*>(grad_weight),
+                                  static_cast<S*>(grad_bias));
+}
+
+}  // namespace
+
+namespace evit::cpu::EVIT_ISA {
+
+Status pointwise_conv3d_forward(const Problem& p, const void* input, const void* weight,
+                                const void* bias, const void* residual, void* output) {
+  return with_storage(p.dtype, [&](auto s) {
+    return forward_as<typename decltype(s)::type>(p, input, weight, bias, residual, nullptr, output);
+  });
+}
+
+int64_t pointwise_conv3d_workspace(const Problem& p) {
+  return with_storage(
+      p.dtype, [&](auto s) { return WeightGradient<typename decltype(s)::type>(p).workspace(); });
+}
+
+Status pointwise_conv3d_backward(const Problem& p, const void* grad_output, const void* input,
+                                 const void* weight, const void* bias, void* scratch,
+                                 void* partials, void* grad_input, void* grad_weight,
+                                 void* grad_bias) {
+  return with_storage(p.dtype, [&](auto s) {
+    return backward_as<typename decltype(s)::type>(p, grad_output, input, weight, bias, scratch,
+                                                   partials, grad_input, grad_weight, grad_bias);
+  });
+}
+
+}  // namespace evit::cpu::EVIT_ISA
+
+EVIT_ENTRY(Status, pointwise_conv3d_forward,
+           (const PointwiseConv3dProblem& problem, const void* input, const void* weight,
+            const void* bias, const void* residual, void* output),
+           (problem, input, weight, bias, residual, output))
+
+EVIT_ENTRY(int64_t, pointwise_conv3d_workspace, (const PointwiseConv3dProblem& problem), (problem))
+
+EVIT_ENTRY(Status, pointwise_conv3d_backward,
+           (const PointwiseConv3dProblem& problem, const void* grad_output, const void* input,
+            const void* weight, const void* bias, void* scratch, void* partials, void* grad_input,
+            void* grad_weight, void* grad_bias),
+           (problem, grad_output, input, weight, bias, scratch, partials, grad_input, grad_weight,
+            grad_bias))

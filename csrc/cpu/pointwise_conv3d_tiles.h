@@ -1,0 +1,82 @@
+// Register tiles of the two matrix products of a pointwise convolution.
+#pragma once
+
+#include "activation.h"
+#include "buffer.h"
+#include "simd.h"
+
+namespace {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTokens = 14;  // 14 x 2 accumulators, two weights and a broadcast in 32 registers
+#else
+constexpr int kTokens = 6;  // 6 x 2 in 16
+#endif
+constexpr int kPanel = 2;  // vectors of output channels of one tile
+
+// sums[m][n] = sum over k of a[m * stride + k] * panel[k][n]: M tokens, the first N vectors of a panel.
+template <class A, int M, int N>
+EVIT_INLINE void product_tile(const A* a, int64_t stride, const A* panel, int64_t depth,
+                              Vector<A, kVectorBytes / int(sizeof(A))> (&sums)[M][N]) {
+  constexpr int L = kVectorBytes / int(sizeof(A));
+  using V = Vector<A, L>;
+  EVIT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    EVIT_UNROLL
+    for (int n = 0; n < N; ++n) sums[m][n] = V{};
+  }
+  // A pointer for every third token: the two after it are reached by scaled indices, so that all
+  // addresses fit the general registers.
+  constexpr int P = (M + 2) / 3;
+  const A* rows[P];
+  EVIT_UNROLL
+  for (int i = 0; i < P; ++i) rows[i] = a + 3 * i * stride;
+  for (int64_t k = 0; k < depth; ++k, panel += kPanel * L) {
+    V weights[N];
+    EVIT_UNROLL
+    for (int n = 0; n < N; ++n) weights[n] = load<L>(panel + n * L);
+    EVIT_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const V x = broadcast<L>(rows[m / 3][m % 3 * stride]);
+      EVIT_UNROLL
+      for (int n = 0; n < N; ++n) sums[m][n] += x * weights[n];
+    }
+    EVIT_UNROLL
+    for (int i = 0; i < P; ++i) ++rows[i];
+  }
+}
+
+// to[m][n] += sum over tokens t of a[t * a_stride + m] * b[t * b_stride + n L]: M x N vectors.
+template <class A, int M, int N>
+EVIT_INLINE void outer_tile(const A* a, int64_t a_stride, const A* b, int64_t b_stride,
+                            int64_t tokens, A* to, int64_t to_stride) {
+  constexpr int L = kVectorBytes / int(sizeof(A));
+  using V = Vector<A, L>;
+  V sums[M][N];
+  EVIT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    EVIT_UNROLL
+    for (int n = 0; n < N; ++n) sums[m][n] = V{};
+  }
+  for (int64_t t = 0; t < tokens; ++t, a += a_stride, b += b_stride) {
+    V inputs[N];
+    EVIT_UNROLL
+    for (int n = 0; n < N; ++n) inputs[n] = load<L>(b + n * L);
+    EVIT_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const V x = broadcast<L>(a[m]);
+      EVIT_UNROLL
+      for (int n = 0; n < N; ++n) sums[m][n] += x * inputs[n];
+    }
+  }
+  EVIT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    EVIT_UNROLL
+    for (int n = 0; n < N; ++n) {
+      A* p = to + m * to_stride + n * L;
+      store<L>(p, load<L>(p) + sums[m][n]);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,116 @@
+"""pointwise_conv3d on the compiled core: a matrix product over all positions of a clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evit_kernels import _layout
+from evit_kernels._activations import CODES
+from evit_kernels._native import DTYPES, core
+
+
+def forward(
+    input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
+) -> Tensor:
+    """Returns the convolution of `input`, in its memory format."""
+    x = _tokens(input)
+    weight = weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    if residual is not None:
+        residual = residual.contiguous(memory_format=torch.channels_last_3d)
+    output = _empty((x.shape[0], weight.shape[0], *x.shape[2:]), x)
+    if output.numel():
+        core().pointwise_conv3d_forward(
+            _problem(x, weight, activation),
+            x.data_ptr(),
+            weight.data_ptr(),
+            _pointer(bias),
+            _pointer(residual),
+            output.data_ptr(),
+        )
+    return _layout.in_format_of(output, input)
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of input, weight and bias; those not needed are empty."""
+    x = _tokens(input)
+    grad = grad_output.contiguous(memory_format=torch.channels_last_3d)
+    weight = weight.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    grad_input = _empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
+    grad_weight = weight.new_empty(weight.shape) if needed[1] else input.new_empty(0)
+    grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0)
+    if grad.numel() == 0:
+        grad_input, grad_weight, grad_bias = (
+            g.zero_() for g in (grad_input, grad_weight, grad_bias)
+        )
+    elif any(needed):
+        problem = _problem(x, weight, activation)
+        # Derivative of the activation times the gradient; its input is recomputed, never stored.
+        scratch = torch.empty_like(grad) if activation != "none" else None
+        partials = weight.new_empty(
+            core().pointwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
+            dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
+        )
+        core().pointwise_conv3d_backward(
+            problem,
+            grad.data_ptr(),
+            x.data_ptr(),
+            weight.data_ptr(),
+            _pointer(bias),
+            _pointer(scratch),
+            partials.data_ptr(),
+            _pointer(grad_input if needed[0] else None),
+            _pointer(grad_weight if needed[1] else None),
+            _pointer(grad_bias if needed[2] else None),
+        )
+    if needed[0]:
+        grad_input = _layout.in_format_of(grad_input, input)
+    return grad_input, grad_weight, grad_bias
+
+
+def _tokens(x: Tensor) -> Tensor:
+    """Returns `x`, or a copy, whose positions are evenly spaced and whose channels are neighbours."""
+    batch, channels, time, height, width = x.shape
+    step = x.stride(4)
+    frame = height * width * step
+    expected = (time * frame, 1, frame, width * step, step)
+    even = all(
+        size == 1 or stride == wanted
+        for size, stride, wanted in zip(x.shape, x.stride(), expected, strict=True)
+    )
+    if batch and even and step >= channels:
+        return x
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _problem(x: Tensor, weight: Tensor, activation: str) -> tuple[Any, ...]:
+    return (
+        DTYPES[x.dtype],
+        CODES[activation],
+        torch.get_num_threads(),
+        x.shape[0] * x.shape[2] * x.shape[3] * x.shape[4],
+        x.shape[1],
+        weight.shape[0],
+        x.stride(4),
+    )
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _empty(size: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.empty(
+        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d
+    )

@@ -1,0 +1,116 @@
+"""Registration of pointwise_conv3d with torch: schemas, fake implementations, derivative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evit_kernels import _layout, _registration
+from evit_kernels.pointwise_conv3d import native
+
+NAME = "pointwise_conv3d"
+
+_registration.define(
+    "pointwise_conv3d(Tensor input, Tensor weight, Tensor? bias, Tensor? residual, "
+    "str activation, str backend) -> Tensor"
+)
+_registration.define(
+    "pointwise_conv3d_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor? bias, "
+    "str activation, str backend, bool[3] needed) -> (Tensor, Tensor, Tensor)"
+)
+
+_BACKENDS = {"native": native}
+
+
+def pointwise_conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    backend: str,
+) -> Tensor:
+    """Calls the registered operator, through autograd where a gradient is wanted."""
+    tensors = (input, weight, bias, residual)
+    if _registration.needs_autograd(*tensors):
+        result: Tensor = _PointwiseConv3d.apply(
+            *_registration.distinct(*tensors), activation, backend
+        )
+        return result
+    return _forward(*tensors, activation, backend)
+
+
+class _PointwiseConv3d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        activation: str,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight, bias)
+        ctx.arguments = (activation, backend)
+        return _forward(input, weight, bias, residual, activation, backend)
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight, bias = ctx.saved_tensors
+        needed = list(ctx.needs_input_grad[:3])
+        grads: list[Tensor | None] = [None, None, None]
+        if any(needed):
+            computed = _registration.call_backward(
+                NAME, _backward, grad_output, input, weight, bias, *ctx.arguments, needed
+            )
+            grads = [g if want else None for g, want in zip(computed, needed, strict=True)]
+        grad_residual = grad_output if ctx.needs_input_grad[3] else None
+        return (*grads, grad_residual, None, None)
+
+
+def _forward_impl(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    backend: str,
+) -> Tensor:
+    return _BACKENDS[backend].forward(input, weight, bias, activation, residual)
+
+
+def _forward_fake(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+    size = (input.shape[0], weight.shape[0], *input.shape[2:])
+    return torch.empty(
+        size, dtype=input.dtype, device=input.device, memory_format=_layout.format_of(input)
+    )
+
+
+def _backward_impl(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    backend: str,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _BACKENDS[backend].backward(grad_output, input, weight, bias, activation, needed)
+
+
+def _backward_fake(
+    grad_output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    needed = arguments[-1]
+    return (
+        _layout.empty_like_format(input) if needed[0] else input.new_empty(0),
+        weight.new_empty(weight.shape) if needed[1] else input.new_empty(0),
+        weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0),
+    )
+
+
+_forward = _registration.implement("pointwise_conv3d", _forward_impl, _forward_fake)
+_backward = _registration.implement("pointwise_conv3d_backward", _backward_impl, _backward_fake)
