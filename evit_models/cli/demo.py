@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from evit_models import EfficientViT3D
 
+# Relative difference of float32 logits above which something is wrong; rounding stays near 1e-4.
+_AGREEMENT = 1e-2
 _FPS, _SECONDS, _WIDTH, _HEIGHT = 25, 3, 320, 240
 
 
@@ -58,6 +60,11 @@ def demo(output: str | None, name: str, frames: int, size: int, rounds: int, as_
         print_json(facts)
     else:
         _print(facts)
+    if not facts["difference"]["relative"] < _AGREEMENT:
+        raise click.ClickException(
+            "the fused kernels do not compute what PyTorch computes; please report it with the "
+            "output of `evit info`"
+        )
 
 
 def _compare(
