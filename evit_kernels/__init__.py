@@ -1,5 +1,6 @@
 """Fused kernels for video networks: depthwise 3-D convolution, ReLU linear attention, and neighbours."""
 
+from evit_kernels.accelerate import AccelerationReport, accelerate
 from evit_kernels.backends import available_backends
 from evit_kernels.batch_norm_activation import batch_norm_activation
 from evit_kernels.depthwise_conv3d import depthwise_conv3d
@@ -7,6 +8,8 @@ from evit_kernels.pointwise_conv3d import pointwise_conv3d
 from evit_kernels.relu_linear_attention import relu_linear_attention, relu_linear_attention_qkv
 
 __all__ = [
+    "AccelerationReport",
+    "accelerate",
     "available_backends",
     "batch_norm_activation",
     "depthwise_conv3d",

@@ -66,7 +66,9 @@ class DepthwiseConv3d(nn.Conv3d):
         self.backend = backend
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolves (B, C, T, H, W)."""
+        """Convolves (B, C, T, H, W), or a single (C, T, H, W) as `nn.Conv3d` does."""
+        if input.dim() == 4:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         return depthwise_conv3d(
             input,
             self.weight,
