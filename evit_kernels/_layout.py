@@ -39,6 +39,33 @@ def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
+def dense_channels_last(x: Tensor) -> Tensor:
+    """Returns `x`, or a copy, as a dense channels-last tensor.
+
+    Only its memory is to be relied on: strides of axes of size 1 may be anything.
+    """
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def position_stride(x: Tensor, axes: tuple[int, ...] = (2, 3, 4)) -> int | None:
+    """Returns the one stride that leads through all positions of some axes, in their order.
+
+    None where there is none. Axes of size 1 do not count; where all are, the answer is x.shape[1].
+    """
+    stride: int | None = None
+    expected = 0
+    for axis in reversed(axes):
+        size, step = x.shape[axis], x.stride(axis)
+        if size == 1:
+            continue
+        if stride is None:
+            stride = expected = step
+        if step != expected:
+            return None
+        expected *= size
+    return x.shape[1] if stride is None else stride
+
+
 def in_format_of(output: Tensor, like: Tensor) -> Tensor:
     """Returns `output` in the memory format of `like`, with exactly the strides of a new tensor."""
     if is_channels_last(like):

@@ -16,15 +16,15 @@ def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
     """Returns the convolution of `input`, in its memory format."""
-    x = _tokens(input)
+    x, step = _tokens(input)
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     if residual is not None:
-        residual = residual.contiguous(memory_format=torch.channels_last_3d)
+        residual = _layout.dense_channels_last(residual)
     output = _empty((x.shape[0], weight.shape[0], *x.shape[2:]), x)
     if output.numel():
         core().pointwise_conv3d_forward(
-            _problem(x, weight, activation),
+            _problem(x, step, weight, activation),
             x.data_ptr(),
             weight.data_ptr(),
             _pointer(bias),
@@ -43,8 +43,8 @@ def backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of input, weight and bias; those not needed are empty."""
-    x = _tokens(input)
-    grad = grad_output.contiguous(memory_format=torch.channels_last_3d)
+    x, step = _tokens(input)
+    grad = _layout.dense_channels_last(grad_output)
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     grad_input = _empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
@@ -55,7 +55,7 @@ def backward(
             g.zero_() for g in (grad_input, grad_weight, grad_bias)
         )
     elif any(needed):
-        problem = _problem(x, weight, activation)
+        problem = _problem(x, step, weight, activation)
         # Derivative of the activation times the gradient; its input is recomputed, never stored.
         scratch = torch.empty_like(grad) if activation != "none" else None
         partials = weight.new_empty(
@@ -79,22 +79,15 @@ def backward(
     return grad_input, grad_weight, grad_bias
 
 
-def _tokens(x: Tensor) -> Tensor:
-    """Returns `x`, or a copy, whose positions are evenly spaced and whose channels are neighbours."""
-    batch, channels, time, height, width = x.shape
-    step = x.stride(4)
-    frame = height * width * step
-    expected = (time * frame, 1, frame, width * step, step)
-    even = all(
-        size == 1 or stride == wanted
-        for size, stride, wanted in zip(x.shape, x.stride(), expected, strict=True)
-    )
-    if batch and even and step >= channels:
-        return x
-    return x.contiguous(memory_format=torch.channels_last_3d)
+def _tokens(x: Tensor) -> tuple[Tensor, int]:
+    """Returns `x`, or a copy, whose channels are neighbours, and the one step between its positions."""
+    step = _layout.position_stride(x, (0, 2, 3, 4))
+    if step is not None and 1 in (x.shape[1], x.stride(1)) and step >= x.shape[1]:
+        return x, step
+    return _layout.dense_channels_last(x), x.shape[1]
 
 
-def _problem(x: Tensor, weight: Tensor, activation: str) -> tuple[Any, ...]:
+def _problem(x: Tensor, step: int, weight: Tensor, activation: str) -> tuple[Any, ...]:
     return (
         DTYPES[x.dtype],
         CODES[activation],
@@ -102,7 +95,8 @@ def _problem(x: Tensor, weight: Tensor, activation: str) -> tuple[Any, ...]:
         x.shape[0] * x.shape[2] * x.shape[3] * x.shape[4],
         x.shape[1],
         weight.shape[0],
-        x.stride(4),
+        x.shape[1] // weight.shape[1],
+        step,
     )
 
 
