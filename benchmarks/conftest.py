@@ -1,0 +1,72 @@
+"""Options of the benchmarks, and what their JSON tells about the machine."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+import torch
+
+from evit_kernels import _native
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("evit")
+    group.addoption("--rounds", type=int, default=15, help="Rounds in which every peer runs once.")
+    group.addoption(
+        "--quick", action="store_true", help="One round, to see that every benchmark still works."
+    )
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest) -> int:
+    """How many rounds to measure."""
+    return 1 if request.config.getoption("--quick") else int(request.config.getoption("--rounds"))
+
+
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    """Whether this run only shows that the benchmarks work."""
+    return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _same_start() -> None:
+    torch.manual_seed(0)
+
+
+def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
+    """Names the machine's kind and the software; nothing that tells one machine from its twin."""
+    machine_info.pop("node", None)
+    core = _native.core() if _native.failure() is None else None
+    machine_info.update(
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+        onednn=torch.backends.mkldnn.is_available() and _onednn_version(),
+        torch_cpu_capability=torch.backends.cpu.get_cpu_capability(),
+        evit=version("evit"),
+        evit_compiler=core.compiler if core else None,
+        evit_instruction_set=core.instruction_set() if core else None,
+        system=platform.system(),
+        machine=platform.machine(),
+    )
+    cpu = machine_info.get("cpu")
+    if isinstance(cpu, dict):
+        kept = ("brand_raw", "arch", "count", "l2_cache_size", "l3_cache_size")
+        machine_info["cpu"] = {key: cpu[key] for key in kept if key in cpu}
+
+
+def pytest_benchmark_update_json(
+    config: Any, benchmarks: Any, output_json: dict[str, Any]
+) -> None:
+    """Leaves out Python objects that no reader can use, and digits that no clock can give."""
+    for entry in output_json["benchmarks"]:
+        entry.pop("params")
+        entry["stats"]["data"] = [float(f"{x:.7g}") for x in entry["stats"]["data"]]
+
+
+def _onednn_version() -> str:
+    line = next(x for x in torch.__config__.show().splitlines() if "MKL-DNN" in x)
+    return line.strip(" -").split("(")[0].strip()

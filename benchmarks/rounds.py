@@ -1,0 +1,83 @@
+"""Peers measured together, and shown by pytest-benchmark as one group.
+
+pytest-benchmark times one callable until it is done, then the next; on a machine whose speed drifts
+that compares two moments, not two programs. Here every peer of a group runs once in every round, in
+an order that rotates. pytest-benchmark then replays what was recorded: its statistics, tables and
+JSON hold these measurements, and the n-th value of every peer belongs to the n-th round, so that
+ratios can be taken within rounds (table.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from evit_models.cli.timing import paired_rounds
+
+OURS = "ours"
+NCDHW = "PyTorch NCDHW"
+CHANNELS_LAST = "PyTorch channels_last_3d"
+COMPILED = "torch.compile"
+PYTORCH = (NCDHW, CHANNELS_LAST)
+LAYOUTS = {NCDHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last_3d}
+
+# A peer is called, or the reason why it is absent.
+Peer = Callable[[], object] | str
+
+
+class _Recording:
+    """A clock that stands still until a recorded measurement is played to it."""
+
+    __name__ = "recorded_rounds"
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def play(self, benchmark: Any, seconds: Sequence[float]) -> None:
+        remaining = iter(seconds)
+
+        def step() -> None:
+            self.now += next(remaining, 0.0)
+
+        self.now = 0.0
+        benchmark.pedantic(step, rounds=len(seconds), iterations=1)
+
+
+_CLOCK = _Recording()
+# Every benchmark that reports a Group needs this mark.
+recorded = pytest.mark.benchmark(timer=_CLOCK)
+
+
+class Group:
+    """The measurements of some peers that do the same work on the same tensors.
+
+    Args:
+        row: what is measured, a row of the table.
+        case: the shape, or whatever else tells groups of one row apart.
+        calls: per peer what to call, or why it is absent.
+        rounds: how often every peer runs.
+    """
+
+    def __init__(self, row: str, case: str, calls: Mapping[str, Peer], rounds: int) -> None:
+        present = {name: call for name, call in calls.items() if not isinstance(call, str)}
+        timings = paired_rounds(present, rounds, torch.device("cpu"))
+        self.row = row
+        self.case = case
+        self.absent = {name: call for name, call in calls.items() if isinstance(call, str)}
+        self.seconds = {name: timing.seconds for name, timing in timings.items()}
+        self.extra: dict[str, dict[str, Any]] = {}
+
+    def report(self, benchmark: Any, peer: str) -> None:
+        """Gives one peer's rounds to the `benchmark` fixture; skips with the reason when absent."""
+        if peer in self.absent:
+            pytest.skip(f"{peer}: {self.absent[peer]}")
+        benchmark.group = f"{self.row}: {self.case}"
+        benchmark.extra_info.update(row=self.row, case=self.case, peer=peer)
+        benchmark.extra_info.update(self.extra.get(peer, {}))
+        _CLOCK.play(benchmark, self.seconds[peer])

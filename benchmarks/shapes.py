@@ -1,0 +1,81 @@
+"""The shapes that operators meet inside a model, read off the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from evit_models import create_model
+
+MODEL = "efficientvit3d_b1"
+CLIP = (1, 3, 16, 224, 224)
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class DepthwiseShape:
+    """A depthwise convolution: (B, C, T, H, W) of its input, kernel and stride; padding is k // 2."""
+
+    input: tuple[int, int, int, int, int]
+    kernel: Triple
+    stride: Triple
+
+    @property
+    def padding(self) -> Triple:
+        """The padding that keeps the size at stride 1."""
+        return self.kernel[0] // 2, self.kernel[1] // 2, self.kernel[2] // 2
+
+    def __str__(self) -> str:
+        size = "x".join(map(str, self.input[1:]))
+        return f"{size}-k{_short(self.kernel)}-s{_short(self.stride)}"
+
+
+def depthwise_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[DepthwiseShape]:
+    """Every depthwise convolution that a forward pass calls, each shape once, in order of appearance.
+
+    Nothing is computed: the model runs on tensors that have shapes but no memory.
+    """
+    network = create_model(model, backend="native").eval()
+    calls = _DepthwiseCalls()
+    with FakeTensorMode(), torch.no_grad():
+        state = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in _tensors(network)}
+        with calls:
+            functional_call(network, state, (torch.empty(clip),))
+    shapes = list(dict.fromkeys(calls.shapes))
+    if not shapes:
+        raise RuntimeError(f"{model} called no depthwise convolution of evit_kernels")
+    return shapes
+
+
+class _DepthwiseCalls(TorchDispatchMode):
+    """Writes down the arguments of every call of evit::depthwise_conv3d."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[DepthwiseShape] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        if func is torch.ops.evit.depthwise_conv3d.default:
+            input, weight, _, stride, padding = args[:5]
+            shape = DepthwiseShape(tuple(input.shape), tuple(weight.shape[2:]), tuple(stride))
+            if shape.padding != tuple(padding):
+                raise RuntimeError(f"{shape} is padded by {tuple(padding)}, not by {shape.padding}")
+            self.shapes.append(shape)
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(network: torch.nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _short(values: Triple) -> str:
+    return str(values[0]) if len(set(values)) == 1 else "x".join(map(str, values))
