@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "evit/batch_norm_activation.h"
 #include "evit/cpu.h"
 #include "evit/depthwise_conv3d.h"
 #include "evit/pointwise_conv3d.h"
@@ -135,7 +136,8 @@ evit::PointwiseConv3dProblem pointwise_problem(const py::tuple& t) {
   p.tokens = t[3].cast<int64_t>();
   p.in_channels = t[4].cast<int64_t>();
   p.out_channels = t[5].cast<int64_t>();
-  p.in_stride = t[6].cast<int64_t>();
+  p.groups = t[6].cast<int64_t>();
+  p.in_stride = t[7].cast<int64_t>();
   return p;
 }
 
@@ -159,6 +161,52 @@ void bind_pointwise_conv3d(py::module_& m) {
           check(evit::cpu::pointwise_conv3d_backward(
               p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias),
               pointer(scratch), pointer(partials), pointer(grad_input), pointer(grad_weight),
+              pointer(grad_bias)));
+        });
+}
+
+evit::BatchNormActivationProblem batch_norm_problem(const py::tuple& t) {
+  evit::BatchNormActivationProblem p;
+  p.dtype = static_cast<evit::DType>(t[0].cast<int>());
+  p.activation = static_cast<evit::Activation>(t[1].cast<int>());
+  p.num_threads = t[2].cast<int>();
+  p.planar = t[3].cast<bool>();
+  p.batch_moments = t[4].cast<bool>();
+  p.batch = t[5].cast<int64_t>();
+  p.channels = t[6].cast<int64_t>();
+  const auto size = t[7].cast<Triple>();
+  for (int axis = 0; axis < 3; ++axis) p.size[axis] = size[axis];
+  const auto strides = t[8].cast<std::array<int64_t, 4>>();
+  for (int axis = 0; axis < 4; ++axis) p.in_strides[axis] = strides[axis];
+  p.eps = t[9].cast<double>();
+  return p;
+}
+
+void bind_batch_norm_activation(py::module_& m) {
+  m.def("batch_norm_statistics", [](const py::tuple& problem, uintptr_t input, uintptr_t mean,
+                                    uintptr_t variance) {
+    const auto p = batch_norm_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::batch_norm_statistics(p, pointer(input), pointer(mean), pointer(variance)));
+  });
+  m.def("batch_norm_activation_forward",
+        [](const py::tuple& problem, uintptr_t input, uintptr_t mean, uintptr_t variance,
+           uintptr_t weight, uintptr_t bias, uintptr_t output) {
+          const auto p = batch_norm_problem(problem);
+          py::gil_scoped_release unlocked;
+          check(evit::cpu::batch_norm_activation_forward(p, pointer(input), pointer(mean),
+                                                         pointer(variance), pointer(weight),
+                                                         pointer(bias), pointer(output)));
+        });
+  m.def("batch_norm_activation_backward",
+        [](const py::tuple& problem, uintptr_t grad_output, uintptr_t input, uintptr_t mean,
+           uintptr_t variance, uintptr_t weight, uintptr_t bias, uintptr_t grad_input,
+           uintptr_t grad_weight, uintptr_t grad_bias) {
+          const auto p = batch_norm_problem(problem);
+          py::gil_scoped_release unlocked;
+          check(evit::cpu::batch_norm_activation_backward(
+              p, pointer(grad_output), pointer(input), pointer(mean), pointer(variance),
+              pointer(weight), pointer(bias), pointer(grad_input), pointer(grad_weight),
               pointer(grad_bias)));
         });
 }
@@ -189,6 +237,7 @@ PYBIND11_MODULE(_core, m) {
   m.attr("compiler") = EVIT_COMPILER;
   m.attr("version") = EVIT_VERSION;
   bind_instruction_sets(m);
+  bind_batch_norm_activation(m);
   bind_depthwise_conv3d(m);
   bind_relu_linear_attention(m);
   bind_pointwise_conv3d(m);

@@ -22,12 +22,14 @@ class Rows {
  public:
   static constexpr int L = kLanes<S>;
 
-  Rows(const S* source, int64_t channels, int64_t stride, int64_t rows, bool whole_vectors)
+  // With `whole_vectors`, a vector may be loaded from every group of `group` channels on.
+  Rows(const S* source, int64_t channels, int64_t stride, int64_t rows, bool whole_vectors,
+       int64_t group)
       : source_(source),
         channels_(channels),
         stride_(stride),
-        copies_(sizeof(S) != sizeof(Acc<S>) || (whole_vectors && channels % L != 0)),
-        width_(copies_ ? ceil_div(channels, L) * L : stride),
+        copies_(sizeof(S) != sizeof(Acc<S>) || (whole_vectors && group % L != 0)),
+        width_(copies_ ? (ceil_div(channels, L) + 1) * L : stride),
         copy_(copies_ ? rows * width_ : 0) {}
 
   bool ok() const { return copy_.ok(); }
@@ -57,12 +59,13 @@ class Rows {
 };
 
 // destination = activation(source matrix + bias) + residual, or multiplier * activation'(...).
+// Every group of `depth` source channels has a matrix of its own and `width` destination channels.
 template <class S>
 struct Product {
   const S* source;
-  int64_t tokens, depth, width, source_stride;
+  int64_t tokens, groups, depth, width, source_stride;
   const S* weight;
-  int64_t weight_row, weight_column;  // strides of the matrix along width and depth
+  int64_t weight_group, weight_row, weight_column;  // strides along groups, width and depth
   const S* bias;
   const S* residual;
   const S* multiplier;
@@ -71,14 +74,14 @@ struct Product {
   int32_t num_threads;
 };
 
-// The matrix as (panel, depth, kPanel vectors of width), zeros beyond the width.
+// One panel of one group's matrix as (depth, kPanel vectors of width), zeros beyond the width.
 template <class S>
-void pack_panel(const Product<S>& p, int64_t panel, Acc<S>* packed) {
+void pack_panel(const Product<S>& p, int64_t group, int64_t panel, Acc<S>* packed) {
   constexpr int64_t W = kPanel * kLanes<S>;
   for (int64_t lane = 0; lane < W; ++lane) {
     const int64_t column = panel * W + lane;
     if (column < p.width) {
-      const S* from = p.weight + column * p.weight_row;
+      const S* from = p.weight + group * p.weight_group + column * p.weight_row;
       for (int64_t k = 0; k < p.depth; ++k)
         packed[k * W + lane] = load<1>(from + k * p.weight_column)[0];
     } else {
@@ -87,92 +90,107 @@ void pack_panel(const Product<S>& p, int64_t panel, Acc<S>* packed) {
   }
 }
 
+// Where a tile of results goes: destination channels from `channel` on, of which `lanes` exist.
+template <class A>
+struct Place {
+  int64_t token;
+  int64_t channel;
+  int64_t left;   // channels of the group from here on
+  const A* bias;  // of the first channel, or null
+};
+
 // Stores one vector of each of M tokens.
 template <class S, int M>
-EVIT_INLINE void finish(const Product<S>& p, const Acc<S>* bias, int64_t token, int64_t c,
+EVIT_INLINE void finish(const Product<S>& p, const Place<Acc<S>>& to, int64_t c,
                         Vector<Acc<S>, kLanes<S>> (&sums)[M]) {
   constexpr int L = kLanes<S>;
   using V = Vector<Acc<S>, L>;
-  const int lanes = static_cast<int>(smaller(L, p.width - c));
-  if (bias != nullptr) {
-    const V shift = load<L>(bias + c);
+  const int lanes = static_cast<int>(smaller(L, to.left - c));
+  const int64_t width = p.groups * p.width;
+  if (to.bias != nullptr) {
+    const V shift = load<L>(to.bias + c);
     EVIT_UNROLL
     for (int m = 0; m < M; ++m) sums[m] += shift;
   }
-  const int64_t offset = token * p.width + c;
+  const int64_t offset = to.token * width + to.channel + c;
   if (p.multiplier == nullptr && lanes == L && activate_inline<Acc<S>, L>(sums, p.activation)) {
     if (p.residual != nullptr) {
       EVIT_UNROLL
-      for (int m = 0; m < M; ++m) sums[m] += load<L>(p.residual + offset + m * p.width);
+      for (int m = 0; m < M; ++m) sums[m] += load<L>(p.residual + offset + m * width);
     }
     EVIT_UNROLL
-    for (int m = 0; m < M; ++m) store<L>(p.destination + offset + m * p.width, sums[m]);
+    for (int m = 0; m < M; ++m) store<L>(p.destination + offset + m * width, sums[m]);
     return;
   }
   V values[M];
   for (int m = 0; m < M; ++m) values[m] = sums[m];
   if (p.multiplier != nullptr) {
     V grads[M];
-    for (int m = 0; m < M; ++m) grads[m] = load_part<L>(p.multiplier + offset + m * p.width, lanes);
+    for (int m = 0; m < M; ++m) grads[m] = load_part<L>(p.multiplier + offset + m * width, lanes);
     differentiate<Acc<S>, L>(grads, values, M, p.activation);
     for (int m = 0; m < M; ++m) values[m] = grads[m];
   } else {
     activate<Acc<S>, L>(values, M, p.activation);
   }
   for (int m = 0; m < M; ++m) {
-    if (p.residual != nullptr) values[m] += load_part<L>(p.residual + offset + m * p.width, lanes);
-    store_part<L>(p.destination + offset + m * p.width, values[m], lanes);
+    if (p.residual != nullptr) values[m] += load_part<L>(p.residual + offset + m * width, lanes);
+    store_part<L>(p.destination + offset + m * width, values[m], lanes);
   }
 }
 
 template <class S, int M, int N>
 EVIT_INLINE void tile(const Product<S>& p, const Acc<S>* a, int64_t stride, const Acc<S>* panel,
-                      const Acc<S>* bias, int64_t token, int64_t c) {
+                      Place<Acc<S>> to, int64_t first) {
   constexpr int L = kLanes<S>;
   Vector<Acc<S>, L> sums[M][N];
-  product_tile<Acc<S>, M, N>(a, stride, panel, p.depth, sums);
+  product_tile<Acc<S>, M, N>(a + first * stride, stride, panel, p.depth, sums);
+  to.token += first;
   EVIT_UNROLL
   for (int n = 0; n < N; ++n) {
     Vector<Acc<S>, L> column[M];
     EVIT_UNROLL
     for (int m = 0; m < M; ++m) column[m] = sums[m][n];
-    finish<S, M>(p, bias, token, c + n * L, column);
+    finish<S, M>(p, to, n * L, column);
   }
 }
 
-// `count` tokens from `token` on, all channels of one panel.
+// `count` tokens, all channels of one panel.
 template <class S, int N>
 void panel_of_tokens(const Product<S>& p, const Acc<S>* a, int64_t stride, const Acc<S>* panel,
-                     const Acc<S>* bias, int64_t token, int64_t count, int64_t c) {
+                     const Place<Acc<S>>& to, int64_t count) {
   int64_t m = 0;
-  for (; m + kTokens <= count; m += kTokens)
-    tile<S, kTokens, N>(p, a + m * stride, stride, panel, bias, token + m, c);
-  for (; m + 4 <= count; m += 4) tile<S, 4, N>(p, a + m * stride, stride, panel, bias, token + m, c);
-  for (; m < count; ++m) tile<S, 1, N>(p, a + m * stride, stride, panel, bias, token + m, c);
+  for (; m + kTokens <= count; m += kTokens) tile<S, kTokens, N>(p, a, stride, panel, to, m);
+  for (; m + 4 <= count; m += 4) tile<S, 4, N>(p, a, stride, panel, to, m);
+  for (; m < count; ++m) tile<S, 1, N>(p, a, stride, panel, to, m);
 }
 
 template <class S>
 Status multiply(const Product<S>& p) {
   constexpr int L = kLanes<S>;
   constexpr int64_t W = kPanel * L;
-  const int64_t panels = ceil_div(p.width, W);
+  const int64_t group_panels = ceil_div(p.width, W);
+  const int64_t panels = p.groups * group_panels;
   const int64_t blocks = ceil_div(p.tokens, kBlock);
   // Few tokens and many threads: the channels are shared out too.
   const int64_t parts = larger(1, smaller(panels, ceil_div(3 * p.num_threads, larger(1, blocks))));
   Buffer<Acc<S>> packed(panels * p.depth * W);
   Buffer<Acc<S>> bias(panels * W);
   if (!packed.ok() || !bias.ok()) return {kNoMemory};
-  for (int64_t c = 0; p.bias != nullptr && c < panels * W; ++c)
-    bias[c] = c < p.width ? load<1>(p.bias + c)[0] : 0;
+  for (int64_t panel = 0; p.bias != nullptr && panel < panels; ++panel)
+    for (int64_t lane = 0; lane < W; ++lane) {
+      const int64_t c = panel % group_panels * W + lane;
+      bias[panel * W + lane] =
+          c < p.width ? load<1>(p.bias + panel / group_panels * p.width + c)[0] : 0;
+    }
   bool failed = false;
 
 #pragma omp parallel num_threads(p.num_threads) if (p.num_threads > 1)
   {
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < panels; ++panel)
-      pack_panel(p, panel, packed.data() + panel * p.depth * W);
+      pack_panel(p, panel / group_panels, panel % group_panels, packed.data() + panel * p.depth * W);
 
-    Rows<S> rows(p.source, p.depth, p.source_stride, kBlock, false);
+    Rows<S> rows(p.source, p.groups * p.depth, p.source_stride, kBlock, false, p.depth);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < blocks * parts; ++task) {
       const int64_t token = task / parts * kBlock;
@@ -184,13 +202,15 @@ Status multiply(const Product<S>& p) {
       }
       const Acc<S>* a = rows.at(token, count);
       for (int64_t panel = part * panels / parts; panel < (part + 1) * panels / parts; ++panel) {
+        const int64_t group = panel / group_panels;
+        const int64_t c = panel % group_panels * W;
+        const Place<Acc<S>> to = {token, group * p.width + c, p.width - c,
+                                  p.bias != nullptr ? bias.data() + panel * W : nullptr};
         const Acc<S>* b = packed.data() + panel * p.depth * W;
-        const int64_t c = panel * W;
-        const Acc<S>* shift = p.bias != nullptr ? bias.data() : nullptr;
-        if (p.width - c > L)
-          panel_of_tokens<S, kPanel>(p, a, rows.stride(), b, shift, token, count, c);
+        if (to.left > L)
+          panel_of_tokens<S, kPanel>(p, a + group * p.depth, rows.stride(), b, to, count);
         else
-          panel_of_tokens<S, 1>(p, a, rows.stride(), b, shift, token, count, c);
+          panel_of_tokens<S, 1>(p, a + group * p.depth, rows.stride(), b, to, count);
       }
     }
   }
@@ -203,25 +223,28 @@ class WeightGradient {
  public:
   explicit WeightGradient(const Problem& p)
       : p_(p),
-        width_(ceil_div(p.in_channels, L) * L),
+        depth_(p.in_channels / p.groups),
+        rows_(p.out_channels / p.groups),
+        width_(ceil_div(depth_, L) * L),
         elements_(p.out_channels * width_ + p.out_channels),
         splits_(larger(1, smaller(kMaxSplits, p.tokens / kSplitTokens))) {}
 
   int64_t workspace() const { return splits_ * elements_; }
 
   Status run(const S* grad, const S* input, Acc<S>* partials, S* grad_weight, S* grad_bias) const {
-    // A task is a split and some rows of the result: enough tasks even for a few tokens.
-    const int64_t parts = ceil_div(p_.out_channels, kRowsOfTask);
+    // A task is a split and some rows of one group's result: enough tasks even for a few tokens.
+    const int64_t group_parts = ceil_div(rows_, kRowsOfTask);
+    const int64_t parts = p_.groups * group_parts;
     bool failed = false;
 #pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
     {
-      Rows<S> grads(grad, p_.out_channels, p_.out_channels, kChunk, false);
-      Rows<S> inputs(input, p_.in_channels, p_.in_stride, kChunk, true);
+      Rows<S> grads(grad, p_.out_channels, p_.out_channels, kChunk, false, rows_);
+      Rows<S> inputs(input, p_.in_channels, p_.in_stride, kChunk, true, depth_);
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < splits_ * parts; ++task) {
         if (grads.ok() && inputs.ok())
-          part(task / parts, task % parts * kRowsOfTask, grads, inputs, partials,
-               grad_weight != nullptr, grad_bias != nullptr);
+          part(task / parts, task % parts / group_parts, task % group_parts * kRowsOfTask, grads,
+               inputs, partials, grad_weight != nullptr, grad_bias != nullptr);
         else
           failed = true;
       }
@@ -237,9 +260,10 @@ class WeightGradient {
   static constexpr int64_t kRowsOfTask = 64;
   static constexpr int kRows = kTokens >= 8 ? 8 : 4;  // of one register tile
 
-  void part(int64_t split, int64_t first, Rows<S>& grads, Rows<S>& inputs, Acc<S>* partials,
-            bool want_weight, bool want_bias) const {
-    const int64_t last = smaller(p_.out_channels, first + kRowsOfTask);
+  void part(int64_t split, int64_t group, int64_t first, Rows<S>& grads, Rows<S>& inputs,
+            Acc<S>* partials, bool want_weight, bool want_bias) const {
+    const int64_t last = group * rows_ + smaller(rows_, first + kRowsOfTask);
+    first += group * rows_;
     Acc<S>* sums = partials + split * elements_;
     Acc<S>* bias = sums + p_.out_channels * width_;
     for (int64_t i = first * width_; i < last * width_; ++i) sums[i] = 0;
@@ -255,7 +279,7 @@ class WeightGradient {
           bias[row] += sum;
         }
       if (!want_weight) continue;
-      const Acc<S>* x = inputs.at(token, count);
+      const Acc<S>* x = inputs.at(token, count) + group * depth_;
       int64_t row = first;
       for (; row + kRows <= last; row += kRows)
         columns<kRows>(g + row, grads.stride(), x, inputs.stride(), count, sums + row * width_);
@@ -278,11 +302,11 @@ class WeightGradient {
   }
 
   void combine(int64_t row, Acc<S>* partials, S* grad_weight, S* grad_bias) const {
-    for (int64_t c = 0; grad_weight != nullptr && c < p_.in_channels; ++c) {
+    for (int64_t c = 0; grad_weight != nullptr && c < depth_; ++c) {
       Acc<S> sum = 0;
       for (int64_t split = 0; split < splits_; ++split)
         sum += partials[split * elements_ + row * width_ + c];
-      store<1>(grad_weight + row * p_.in_channels + c, Vector<Acc<S>, 1>{sum});
+      store<1>(grad_weight + row * depth_ + c, Vector<Acc<S>, 1>{sum});
     }
     if (grad_bias == nullptr) return;
     Acc<S> sum = 0;
@@ -292,7 +316,9 @@ class WeightGradient {
   }
 
   const Problem& p_;
-  const int64_t width_;  // C_in in whole vectors
+  const int64_t depth_;  // input channels of a group
+  const int64_t rows_;   // output channels of a group
+  const int64_t width_;  // depth in whole vectors
   const int64_t elements_;
   const int64_t splits_;
 };
@@ -303,11 +329,13 @@ Status forward_as(const Problem& p, const void* input, const void* weight, const
   Product<S> product = {};
   product.source = static_cast<const S*>(input);
   product.tokens = p.tokens;
-  product.depth = p.in_channels;
-  product.width = p.out_channels;
+  product.groups = p.groups;
+  product.depth = p.in_channels / p.groups;
+  product.width = p.out_channels / p.groups;
   product.source_stride = p.in_stride;
   product.weight = static_cast<const S*>(weight);
-  product.weight_row = p.in_channels;
+  product.weight_group = product.width * product.depth;
+  product.weight_row = product.depth;
   product.weight_column = 1;
   product.bias = static_cast<const S*>(bias);
   product.residual = static_cast<const S*>(residual);
@@ -333,12 +361,14 @@ Status backward_as(const Problem& p, const void* grad_output, const void* input,
     Product<S> product = {};
     product.source = grad;
     product.tokens = p.tokens;
-    product.depth = p.out_channels;
-    product.width = p.in_channels;
+    product.groups = p.groups;
+    product.depth = p.out_channels / p.groups;
+    product.width = p.in_channels / p.groups;
     product.source_stride = p.out_channels;
     product.weight = static_cast<const S*>(weight);
+    product.weight_group = product.width * product.depth;
     product.weight_row = 1;
-    product.weight_column = p.in_channels;
+    product.weight_column = product.width;
     product.activation = Activation::kNone;
     product.destination = static_cast<S*>(grad_input);
     product.num_threads = p.num_threads;

@@ -19,6 +19,7 @@ def pointwise_conv3d(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
+    groups: int = 1,
     activation: str | None = None,
     residual: Tensor | None = None,
     backend: str | None = None,
@@ -27,12 +28,13 @@ def pointwise_conv3d(
 
     Equivalent to, with `activation="hardswish"`:
 
-        F.hardswish(F.conv3d(input, weight, bias)) + residual
+        F.hardswish(F.conv3d(input, weight, bias, groups=groups)) + residual
 
     Args:
         input: (B, C_in, T, H, W), float32, float16, bfloat16 or float64, any strides.
-        weight: (C_out, C_in, 1, 1, 1), dtype and device of `input`.
+        weight: (C_out, C_in / groups, 1, 1, 1), dtype and device of `input`.
         bias: (C_out,) or None.
+        groups: into how many independent groups the channels of input and output are divided.
         activation: None, "relu", "relu6", "hardswish", "gelu", "gelu_tanh" or "silu".
         residual: (B, C_out, T, H, W) or None, added after the activation.
         backend: None for the automatic choice, or "reference", "native", "triton".
@@ -45,7 +47,7 @@ def pointwise_conv3d(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     input, weight, bias, residual = _autocast.to_lower_precision(input, weight, bias, residual)
-    _check(input, weight, bias, residual)
+    _check(input, weight, bias, residual, groups)
     function = _activations.canonical(activation, NAME)
     chosen = backends.select(NAME, backend, input)
     if chosen == "reference":
@@ -53,32 +55,40 @@ def pointwise_conv3d(
     return op.pointwise_conv3d(input, weight, bias, residual, function, chosen)
 
 
-def _check(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> None:
+def _check(
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, groups: int
+) -> None:
     _checks.tensor(input, NAME, "input")
     _checks.tensor(weight, NAME, "weight")
     _checks.rank(input, 5, NAME, "input", "(B, C_in, T, H, W)")
-    _checks.rank(weight, 5, NAME, "weight", "(C_out, C_in, 1, 1, 1)")
+    _checks.rank(weight, 5, NAME, "weight", "(C_out, C_in / groups, 1, 1, 1)")
     _checks.floating(input, NAME, "input")
     _checks.same_kind(weight, input, NAME, "weight", "input")
     _checks.non_empty_space(input, NAME, "input")
     if tuple(weight.shape[2:]) != (1, 1, 1):
-        raise ValueError(f"{NAME}: weight's kernel must be (1, 1, 1), got {tuple(weight.shape[2:])}")
-    if weight.shape[1] != input.shape[1]:
         raise ValueError(
-            f"{NAME}: weight takes {weight.shape[1]} channels, input has {input.shape[1]}"
+            f"{NAME}: weight's kernel must be (1, 1, 1), got {tuple(weight.shape[2:])}"
+        )
+    if isinstance(groups, bool) or not isinstance(groups, int):
+        raise TypeError(f"{NAME}: groups must be an int, got {type(groups).__name__}")
+    if groups < 1 or weight.shape[0] % groups:
+        raise ValueError(
+            f"{NAME}: groups must be at least 1 and divide weight's {weight.shape[0]} output "
+            f"channels, got {groups}"
+        )
+    if weight.shape[1] * groups != input.shape[1]:
+        raise ValueError(
+            f"{NAME}: weight takes {weight.shape[1] * groups} channels in {groups} group(s), "
+            f"input has {input.shape[1]}"
         )
     if bias is not None:
         _checks.tensor(bias, NAME, "bias")
         _checks.same_kind(bias, input, NAME, "bias", "input")
         if tuple(bias.shape) != (weight.shape[0],):
-            raise ValueError(
-                f"{NAME}: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
-            )
+            raise ValueError(f"{NAME}: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
     if residual is not None:
         _checks.tensor(residual, NAME, "residual")
         _checks.same_kind(residual, input, NAME, "residual", "input")
         expected = (input.shape[0], weight.shape[0], *input.shape[2:])
         if tuple(residual.shape) != expected:
-            raise ValueError(
-                f"{NAME}: residual must be {expected}, got {tuple(residual.shape)}"
-            )
+            raise ValueError(f"{NAME}: residual must be {expected}, got {tuple(residual.shape)}")

@@ -12,5 +12,6 @@ def pointwise_conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
     """A 1x1x1 convolution, then the activation, then the sum with the residual."""
-    output = _activations.reference(F.conv3d(input, weight, bias), activation)
+    convolved = F.conv3d(input, weight, bias, groups=input.shape[1] // weight.shape[1])
+    output = _activations.reference(convolved, activation)
     return output if residual is None else output + residual

@@ -1,4 +1,5 @@
-// Pointwise convolution: a product of (tokens, C_in) with (C_out, C_in), and what follows it.
+// Pointwise convolution: a product of (tokens, C_in) with (C_out, C_in / groups) for each group of
+// channels, and what follows it.
 #pragma once
 
 #include "evit/common.h"
@@ -12,6 +13,7 @@ struct PointwiseConv3dProblem {
   int64_t tokens;
   int64_t in_channels;
   int64_t out_channels;
+  int64_t groups;     // both channel counts are multiples of it
   int64_t in_stride;  // elements from one token of the input to the next; channels have stride 1
 };
 
