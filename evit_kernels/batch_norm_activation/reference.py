@@ -1,4 +1,4 @@
-"""The definition of batch_norm_activation, in plain PyTorch: any dtype, any device, differentiable."""
+"""The definition of batch_norm_activation, in plain PyTorch: any dtype, any device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,5 @@ def batch_norm_activation(
     activation: str,
 ) -> Tensor:
     """PyTorch's batch normalisation, then the activation."""
-    output = F.batch_norm(
-        input, running_mean, running_var, weight, bias, training, momentum, eps
-    )
+    output = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _activations.reference(output, activation)

@@ -1,0 +1,302 @@
+// The loops of batch normalisation over rows of one width, a whole number of vectors; each column of
+// a row has its own parameters. Several rows are taken at a time, so that those are loaded once.
+#pragma once
+
+#include "activation.h"
+
+namespace {
+
+// What a column needs, as arrays of the row's width.
+template <class A>
+struct Columns {
+  const A* mean;
+  const A* scale;  // weight / sqrt(variance + eps)
+  const A* shift;  // bias
+  // Backward through the moments: mean of the gradient, and its slope along x - mean.
+  const A* grad_mean;
+  const A* grad_slope;
+};
+
+template <class S>
+struct RowJob {
+  const S* input;
+  int64_t input_stride;
+  const S* grad;  // like `output`, rows follow each other
+  S* output;
+  int64_t rows;
+  int64_t width;
+  Columns<Acc<S>> columns;
+  Activation activation;
+};
+
+template <class V, int N>
+EVIT_INLINE V sum_of(const V (&v)[N]) {
+  if constexpr (N == 1) return v[0];
+  if constexpr (N == 4) return (v[0] + v[1]) + (v[2] + v[3]);
+  if constexpr (N == 8)
+    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+// ---- moments ----
+
+// Sums of x - pivot and of its square over R rows, kept in registers. The first rows of a block
+// choose the pivot: their mean. A pivot that is the mean of k of n values makes the rounding of the
+// variance at most n / k times worse, whatever the values are; usually it costs nothing.
+template <class S, int R, bool kFirst>
+EVIT_INLINE void add_moments(const S* x, int64_t stride, int64_t width, Acc<S>* pivot,
+                             Acc<S>* sums, Acc<S>* squares) {
+  constexpr int L = kLanes<S>;
+  using A = Acc<S>;
+  using V = Vector<A, L>;
+  for (int64_t c = 0; c < width; c += L) {
+    V v[R], square[R];
+    EVIT_UNROLL
+    for (int i = 0; i < R; ++i) v[i] = load<L>(x + i * stride + c);
+    V p;
+    if constexpr (kFirst) {
+      p = sum_of(v) * (A(1) / A(R));
+      p = p - p == V{} ? p : V{};  // infinity is for the sums to find, not to be subtracted
+      store<L>(pivot + c, p);
+    } else {
+      p = load<L>(pivot + c);
+    }
+    EVIT_UNROLL
+    for (int i = 0; i < R; ++i) {
+      v[i] = v[i] - p;
+      square[i] = v[i] * v[i];
+    }
+    V sum = sum_of(v), squared = sum_of(square);
+    if constexpr (!kFirst) {
+      sum += load<L>(sums + c);
+      squared += load<L>(squares + c);
+    }
+    store<L>(sums + c, sum);
+    store<L>(squares + c, squared);
+  }
+}
+
+template <class S>
+__attribute__((noinline)) void block_moments(const S* x, int64_t stride, int64_t rows,
+                                             int64_t width, Acc<S>* pivot, Acc<S>* sums,
+                                             Acc<S>* squares) {
+  int64_t row;
+  if (rows >= 8) {
+    add_moments<S, 8, true>(x, stride, width, pivot, sums, squares);
+    row = 8;
+  } else {
+    add_moments<S, 1, true>(x, stride, width, pivot, sums, squares);
+    row = 1;
+  }
+  for (; row + 8 <= rows; row += 8)
+    add_moments<S, 8, false>(x + row * stride, stride, width, pivot, sums, squares);
+  for (; row < rows; ++row)
+    add_moments<S, 1, false>(x + row * stride, stride, width, pivot, sums, squares);
+}
+
+template <int L>
+EVIT_INLINE Vector<double, L> widened(Vector<float, L> v) {
+  return __builtin_convertvector(v, Vector<double, L>);
+}
+template <int L>
+EVIT_INLINE Vector<double, L> widened(Vector<double, L> v) {
+  return v;
+}
+
+// Joins the moments of a block of `rows` to those of `before` rows: Chan, Golub and LeVeque (1979),
+// "Updating formulae and a pairwise algorithm for computing sample variances", equation 1.5.
+template <class S>
+__attribute__((noinline)) void merge_moments(const Acc<S>* pivot, const Acc<S>* sums,
+                                             const Acc<S>* squares, int64_t width, int64_t rows,
+                                             int64_t before, double* mean, double* deviation) {
+  constexpr int L = kLanes<S>;
+  using D = Vector<double, L>;
+  const double inverse = 1.0 / static_cast<double>(rows);
+  const double share = static_cast<double>(rows) / static_cast<double>(before + rows);
+  const double weight = static_cast<double>(before) * share;
+  for (int64_t c = 0; c < width; c += L) {
+    const D sum = widened<L>(load<L>(sums + c));
+    const D offset = sum * inverse;
+    const D block_deviation = widened<L>(load<L>(squares + c)) - sum * offset;
+    const D old = load_raw<D>(mean + c);
+    const D difference = widened<L>(load<L>(pivot + c)) + offset - old;
+    const D joined = old + difference * share;
+    const D total = load_raw<D>(deviation + c) + block_deviation + difference * difference * weight;
+    std::memcpy(mean + c, &joined, sizeof joined);
+    std::memcpy(deviation + c, &total, sizeof total);
+  }
+}
+
+// ---- forward ----
+
+// kAct is the activation where it is a few instructions, and any other value for the rest.
+template <class S, Activation kAct, int R>
+EVIT_INLINE void normalise(const RowJob<S>& job, int64_t row) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  const S* x = job.input + row * job.input_stride;
+  S* y = job.output + row * job.width;
+  for (int64_t c = 0; c < job.width; c += L) {
+    const V mean = load<L>(job.columns.mean + c);
+    const V scale = load<L>(job.columns.scale + c);
+    const V shift = load<L>(job.columns.shift + c);
+    V v[R];
+    EVIT_UNROLL
+    for (int i = 0; i < R; ++i)
+      v[i] = (load<L>(x + i * job.input_stride + c) - mean) * scale + shift;
+    if (!activate_inline<Acc<S>, L>(v, kAct)) activate<Acc<S>, L>(v, R, job.activation);
+    EVIT_UNROLL
+    for (int i = 0; i < R; ++i) store<L>(y + i * job.width + c, v[i]);
+  }
+}
+
+// ---- backward ----
+
+template <class A, int L, int N>
+EVIT_INLINE bool differentiate_inline(Vector<A, L> (&grad)[N], const Vector<A, L> (&v)[N],
+                                      Activation activation) {
+  using V = Vector<A, L>;
+  const V zero = {}, three = broadcast<L>(A(3));
+  switch (activation) {
+    case Activation::kNone:
+      return true;
+    case Activation::kRelu:
+      EVIT_UNROLL
+      for (int i = 0; i < N; ++i) grad[i] = v[i] <= zero ? zero : grad[i];
+      return true;
+    case Activation::kHardswish:
+      EVIT_UNROLL
+      for (int i = 0; i < N; ++i) {
+        const V inside = grad[i] * (v[i] * (A(1) / A(3)) + A(0.5));
+        const V right = v[i] >= three ? grad[i] : inside;
+        grad[i] = v[i] <= -three ? zero : right;
+      }
+      return true;
+    default:
+      return false;
+  }
+}
+
+// x - mean, and the gradient before the activation, of R rows at one column.
+template <class S, Activation kAct, int R>
+EVIT_INLINE void before_activation(const RowJob<S>& job, const S* x, const S* dy,
+                                   Vector<Acc<S>, kLanes<S>> scale, int64_t c,
+                                   Vector<Acc<S>, kLanes<S>> (&centred)[R],
+                                   Vector<Acc<S>, kLanes<S>> (&grad)[R]) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  const V mean = load<L>(job.columns.mean + c);
+  const V shift = load<L>(job.columns.shift + c);
+  V v[R];
+  EVIT_UNROLL
+  for (int i = 0; i < R; ++i) {
+    centred[i] = load<L>(x + i * job.input_stride + c) - mean;
+    v[i] = centred[i] * scale + shift;
+    grad[i] = load<L>(dy + i * job.width + c);
+  }
+  if (!differentiate_inline<Acc<S>, L>(grad, v, kAct))
+    differentiate<Acc<S>, L>(grad, v, R, job.activation);
+}
+
+// Adds the gradient before the activation, and its product with x - mean, to `sums` and `products`.
+template <class S, Activation kAct, int R>
+EVIT_INLINE void add_gradient(const RowJob<S>& job, int64_t row, Acc<S>* sums, Acc<S>* products) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  const S* x = job.input + row * job.input_stride;
+  const S* dy = job.grad + row * job.width;
+  for (int64_t c = 0; c < job.width; c += L) {
+    V centred[R], grad[R], product[R];
+    before_activation<S, kAct, R>(job, x, dy, load<L>(job.columns.scale + c), c, centred, grad);
+    EVIT_UNROLL
+    for (int i = 0; i < R; ++i) product[i] = grad[i] * centred[i];
+    store<L>(sums + c, load<L>(sums + c) + sum_of(grad));
+    store<L>(products + c, load<L>(products + c) + sum_of(product));
+  }
+}
+
+template <class S, Activation kAct, bool kMoments, int R>
+EVIT_INLINE void input_gradient(const RowJob<S>& job, int64_t row) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  const S* x = job.input + row * job.input_stride;
+  const S* dy = job.grad + row * job.width;
+  S* dx = job.output + row * job.width;
+  for (int64_t c = 0; c < job.width; c += L) {
+    const V scale = load<L>(job.columns.scale + c);
+    V centred[R], grad[R];
+    before_activation<S, kAct, R>(job, x, dy, scale, c, centred, grad);
+    if constexpr (kMoments) {
+      const V mean = load<L>(job.columns.grad_mean + c);
+      const V slope = load<L>(job.columns.grad_slope + c);
+      EVIT_UNROLL
+      for (int i = 0; i < R; ++i) grad[i] = (grad[i] - mean) - centred[i] * slope;
+    }
+    EVIT_UNROLL
+    for (int i = 0; i < R; ++i) store<L>(dx + i * job.width + c, grad[i] * scale);
+  }
+}
+
+// ---- all rows of a job ----
+
+// Calls f(Known<activation>{}), with kSilu standing for every activation that is not inlined.
+template <Activation kAct>
+struct Known {
+  static constexpr Activation value = kAct;
+};
+
+template <class F>
+EVIT_INLINE void with_activation(Activation activation, F&& f) {
+  switch (activation) {
+    case Activation::kNone:
+      return f(Known<Activation::kNone>{});
+    case Activation::kRelu:
+      return f(Known<Activation::kRelu>{});
+    case Activation::kHardswish:
+      return f(Known<Activation::kHardswish>{});
+    default:
+      return f(Known<Activation::kSilu>{});
+  }
+}
+
+// Calls f(Width<R>{}, row) for all rows, four at a time.
+template <class F>
+EVIT_INLINE void for_each_rows(int64_t rows, F&& f) {
+  int64_t row = 0;
+  for (; row + 4 <= rows; row += 4) f(Width<4>{}, row);
+  for (; row < rows; ++row) f(Width<1>{}, row);
+}
+
+template <class S>
+__attribute__((noinline)) void normalise_rows(const RowJob<S>& job) {
+  with_activation(job.activation, [&](auto act) {
+    for_each_rows(job.rows, [&](auto r, int64_t row) {
+      normalise<S, decltype(act)::value, decltype(r)::value>(job, row);
+    });
+  });
+}
+
+template <class S>
+__attribute__((noinline)) void add_gradient_rows(const RowJob<S>& job, Acc<S>* sums,
+                                                 Acc<S>* products) {
+  with_activation(job.activation, [&](auto act) {
+    for_each_rows(job.rows, [&](auto r, int64_t row) {
+      add_gradient<S, decltype(act)::value, decltype(r)::value>(job, row, sums, products);
+    });
+  });
+}
+
+template <class S>
+__attribute__((noinline)) void input_gradient_rows(const RowJob<S>& job, bool moments) {
+  with_activation(job.activation, [&](auto act) {
+    constexpr Activation kAct = decltype(act)::value;
+    for_each_rows(job.rows, [&](auto r, int64_t row) {
+      constexpr int R = decltype(r)::value;
+      if (moments)
+        input_gradient<S, kAct, true, R>(job, row);
+      else
+        input_gradient<S, kAct, false, R>(job, row);
+    });
+  });
+}
+
+}  // namespace

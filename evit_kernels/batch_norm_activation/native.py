@@ -1,0 +1,146 @@
+"""batch_norm_activation on the compiled core, which reads both memory formats where they lie."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evit_kernels import _layout
+from evit_kernels._activations import CODES
+from evit_kernels._native import DTYPES, core
+
+# Channels-last views that are not dense are read in place if their rows are whole vectors anywhere.
+_WIDEST_VECTOR = 16
+
+
+def statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and biased variance of every channel; of no values, zeros."""
+    mean = input.new_empty(input.shape[1], dtype=accumulation(input.dtype))
+    variance = torch.empty_like(mean)
+    if input.numel() == 0:
+        return mean.zero_(), variance.zero_()
+    x = _readable(input)
+    core().batch_norm_statistics(
+        _problem(x, input), x.data_ptr(), mean.data_ptr(), variance.data_ptr()
+    )
+    return mean, variance
+
+
+def forward(
+    input: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str,
+) -> Tensor:
+    """Returns the normalised, scaled, shifted and activated `input`, in its memory format."""
+    output = _layout.empty_like_format(input)
+    if output.numel():
+        x = _readable(input)
+        # Held by name: the core gets addresses, which do not keep a converted copy alive.
+        channels = [_channels(value, x.dtype) for value in (mean, variance, weight, bias)]
+        core().batch_norm_activation_forward(
+            _problem(x, input, activation, eps),
+            x.data_ptr(),
+            *map(_pointer, channels),
+            output.data_ptr(),
+        )
+    return output
+
+
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch_moments: bool,
+    eps: float,
+    activation: str,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the gradients of input, weight and bias; those not needed are empty.
+
+    With `batch_moments`, mean and variance are those of `input` and pass gradients on to it.
+    """
+    grad_input = _layout.empty_like_format(input) if needed[0] else input.new_empty(0)
+    grad_weight = empty_parameter(weight, input, needed[1])
+    grad_bias = empty_parameter(bias, input, needed[2])
+    if input.numel() == 0:
+        return grad_input, grad_weight.zero_(), grad_bias.zero_()
+    if any(needed):
+        x = _readable(input)
+        grad = grad_output.contiguous(memory_format=_layout.format_of(input))
+        channels = [_channels(value, x.dtype) for value in (mean, variance, weight, bias)]
+        sums = [_channels(value, x.dtype) for value in (grad_weight, grad_bias)]
+        core().batch_norm_activation_backward(
+            _problem(x, input, activation, eps, batch_moments),
+            grad.data_ptr(),
+            x.data_ptr(),
+            *map(_pointer, channels),
+            _pointer(grad_input if needed[0] else None),
+            _pointer(sums[0] if needed[1] else None),
+            _pointer(sums[1] if needed[2] else None),
+        )
+        # Sums are of the accumulation type, gradients of the parameter's.
+        grad_weight, grad_bias = (
+            grad if total is grad or total is None else grad.copy_(total)
+            for grad, total in zip((grad_weight, grad_bias), sums, strict=True)
+        )
+    return grad_input, grad_weight, grad_bias
+
+
+def accumulation(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the core keeps sums over tensors of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def empty_parameter(parameter: Tensor | None, input: Tensor, needed: bool) -> Tensor:
+    """Returns the uninitialised gradient of a parameter, empty where it is not needed."""
+    if not needed:
+        return input.new_empty(0)
+    like = input if parameter is None else parameter
+    return like.new_empty(input.shape[1])
+
+
+def _problem(
+    x: Tensor,
+    input: Tensor,
+    activation: str = "none",
+    eps: float = 0.0,
+    batch_moments: bool = False,
+) -> tuple[Any, ...]:
+    return (
+        DTYPES[x.dtype],
+        CODES[activation],
+        torch.get_num_threads(),
+        not _layout.is_channels_last(input),
+        batch_moments,
+        x.shape[0],
+        x.shape[1],
+        tuple(x.shape[2:]),
+        (x.stride(0), x.stride(2), x.stride(3), x.stride(4)),
+        eps,
+    )
+
+
+def _readable(input: Tensor) -> Tensor:
+    """Returns `input`, or a dense copy in its format where the core cannot read it in place."""
+    if not _layout.is_channels_last(input):
+        return input.contiguous()
+    if input.stride(1) == 1 and input.shape[1] % _WIDEST_VECTOR == 0:
+        return input
+    return input.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _channels(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if value is None else value.to(accumulation(dtype)).contiguous()
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
