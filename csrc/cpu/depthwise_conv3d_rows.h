@@ -119,7 +119,8 @@ EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
     for (int k = 0; k < KW; ++k) taps[k] = load<L>(weight + k * L);
     EVIT_UNROLL
     for (int j = 0; j < (B - 1) * KS + KW; ++j) {
-      const V x = load<L>(row + j * L);
+      V x = load<L>(row + j * L);
+      keep(x);
       EVIT_UNROLL
       for (int k = 0; k < KW; ++k)
         if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B) sums[(j - k) / KS] += x * taps[k];
@@ -148,7 +149,8 @@ EVIT_INLINE void scatter_block(const FrameJob<S>& job, int64_t h, int64_t w) {
     for (int k = 0; k < KW; ++k) taps[k] = load<L>(weight + k * L);
     EVIT_UNROLL
     for (int j = 0; 2 * j - (KW - 1) + Parity < B; ++j) {
-      const V x = load<L>(row + j * L);
+      V x = load<L>(row + j * L);
+      keep(x);
       EVIT_UNROLL
       for (int k = 0; k < KW; ++k) {
         const int d = 2 * j + k - (KW - 1) + Parity;

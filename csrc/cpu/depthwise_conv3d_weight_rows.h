@@ -54,7 +54,8 @@ EVIT_INLINE void weight_plane(const WeightJob<A>& job, int64_t first) {
         if (row == nullptr) continue;
         EVIT_UNROLL
         for (int j = 0; j < (B - 1) * KS + KW; ++j) {
-          const V x = load<L>(row + x0 + j * L);
+          V x = load<L>(row + x0 + j * L);
+          keep(x);
           EVIT_UNROLL
           for (int k = 0; k < KW; ++k)
             if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B) sums[r][k] += x * grads[(j - k) / KS];

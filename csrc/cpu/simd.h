@@ -190,6 +190,19 @@ EVIT_INLINE void store(Half* p, Vector<float, L> v) {
   for (int i = 0; i < L; ++i) p[i].bits = float_to_half(v[i]);
 }
 
+// Keeps a loaded value in a register. Compilers otherwise fold the load into each of its uses, and
+// a loop that could run at the speed of its products runs at the speed of its loads.
+template <class V>
+EVIT_INLINE void keep(V& value) {
+#if defined(__AVX2__)
+  asm("" : "+v"(value));
+#elif defined(__aarch64__)
+  if constexpr (sizeof(V) == 16) asm("" : "+w"(value));
+#else
+  (void)value;
+#endif
+}
+
 template <int L, class A>
 EVIT_INLINE Vector<A, L> broadcast(A value) {
   return value - Vector<A, L>{};  // keeps -0: value - 0
