@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from exact import check
-from rounds import LAYOUTS, OURS, PYTORCH, Group, recorded
+from rounds import LAYOUTS, OURS, PYTORCH, Group, gradients, inference, measure, recorded
 from shapes import DepthwiseShape, depthwise_shapes
 from torch import Tensor
 
@@ -23,25 +23,27 @@ Convolution = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=str)
-def forward(request: pytest.FixtureRequest, rounds: int) -> Iterator[Group]:
+def forward(request: pytest.FixtureRequest, rounds: int) -> Group:
     """Convolution, bias, hardswish, as one operator and as PyTorch's two."""
     shape: DepthwiseShape = request.param
     peers = _peers(shape, "hardswish")
-    calls = {name: _forward(*peer) for name, peer in peers.items()}
+    calls = {name: inference(operator, *tensors) for name, (operator, tensors) in peers.items()}
     _check(peers, shape, calls, lambda y, _: y)
-    yield Group("depthwise_conv3d forward", str(shape), calls, rounds)
+    return measure("depthwise_conv3d forward", str(shape), calls, rounds)
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=str)
-def backward(request: pytest.FixtureRequest, rounds: int) -> Iterator[Group]:
+def backward(request: pytest.FixtureRequest, rounds: int) -> Group:
     """Gradients of the convolution: of its input, weight and bias."""
-    yield _backward_group("depthwise_conv3d backward", request.param, None, rounds)
+    return _backward_group("depthwise_conv3d backward", request.param, None, rounds)
 
 
 @pytest.fixture(scope="module", params=SHAPES, ids=str)
-def fused_backward(request: pytest.FixtureRequest, rounds: int) -> Iterator[Group]:
+def fused_backward(request: pytest.FixtureRequest, rounds: int) -> Group:
     """Gradients through hardswish and the convolution."""
-    yield _backward_group("depthwise_conv3d+hardswish backward", request.param, "hardswish", rounds)
+    return _backward_group(
+        "depthwise_conv3d+hardswish backward", request.param, "hardswish", rounds
+    )
 
 
 @recorded
@@ -62,9 +64,7 @@ def bench_fused_backward(benchmark: Any, fused_backward: Group, peer: str) -> No
     fused_backward.report(benchmark, peer)
 
 
-def _backward_group(
-    row: str, shape: DepthwiseShape, activation: str | None, rounds: int
-) -> Group:
+def _backward_group(row: str, shape: DepthwiseShape, activation: str | None, rounds: int) -> Group:
     peers = _peers(shape, activation)
     gradient: Tensor | None = None
     calls = {}
@@ -73,11 +73,11 @@ def _backward_group(
         if gradient is None:
             gradient = torch.randn(output.shape)
         same = gradient.contiguous(memory_format=LAYOUTS.get(name, torch.channels_last_3d))
-        calls[name] = _backward(output, tensors, same)
+        calls[name] = gradients(output, tensors, same)
     assert gradient is not None
     exact = gradient.double()
     _check(peers, shape, calls, lambda y, inputs: torch.autograd.grad(y, inputs, exact), activation)
-    return Group(row, str(shape), calls, rounds)
+    return measure(row, str(shape), calls, rounds)
 
 
 Peer = tuple[Convolution, tuple[Tensor, Tensor, Tensor]]
@@ -110,23 +110,6 @@ def _pytorch(shape: DepthwiseShape, activation: str | None) -> Convolution:
         return y if activation is None else F.hardswish(y)
 
     return convolution
-
-
-def _forward(operator: Convolution, tensors: tuple[Tensor, ...]) -> Callable[[], Tensor]:
-    def call() -> Tensor:
-        with torch.inference_mode():
-            return operator(*tensors)
-
-    return call
-
-
-def _backward(
-    output: Tensor, tensors: tuple[Tensor, ...], gradient: Tensor
-) -> Callable[[], Sequence[Tensor]]:
-    def call() -> Sequence[Tensor]:
-        return torch.autograd.grad(output, tensors, gradient, retain_graph=True)
-
-    return call
 
 
 def _check(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -10,7 +10,18 @@ import torch
 import torch._functorch.config
 from exact import check
 from plain import linear_attention
-from rounds import COMPILED, LAYOUTS, NCDHW, OURS, PYTORCH, Group, recorded
+from rounds import (
+    COMPILED,
+    LAYOUTS,
+    NCDHW,
+    OURS,
+    PYTORCH,
+    Group,
+    gradients,
+    inference,
+    measure,
+    recorded,
+)
 from torch import Tensor
 
 from evit_kernels import relu_linear_attention_qkv
@@ -46,22 +57,20 @@ def compiled() -> Iterator[Callable[[Tensor, int], Tensor]]:
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
-def forward(
-    request: pytest.FixtureRequest, rounds: int, compiled: Callable[..., Tensor]
-) -> Iterator[Group]:
+def forward(request: pytest.FixtureRequest, rounds: int, compiled: Callable[..., Tensor]) -> Group:
     """From packed projections to attended features."""
     case: Case = request.param
     peers = _peers(case, compiled)
-    calls = {name: _forward(*peer, case.head_dim) for name, peer in peers.items()}
+    calls = {
+        name: inference(operator, qkv, case.head_dim) for name, (operator, qkv) in peers.items()
+    }
     exact = linear_attention64(peers[OURS][1], case.head_dim)
     check(calls, exact, FORWARD_TOLERANCE, f"attention forward {case}")
-    yield Group("relu_linear_attention forward", str(case), calls, rounds)
+    return measure("relu_linear_attention forward", str(case), calls, rounds)
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
-def backward(
-    request: pytest.FixtureRequest, rounds: int, compiled: Callable[..., Tensor]
-) -> Iterator[Group]:
+def backward(request: pytest.FixtureRequest, rounds: int, compiled: Callable[..., Tensor]) -> Group:
     """The gradient of the packed projections."""
     case: Case = request.param
     peers = _peers(case, compiled)
@@ -69,11 +78,11 @@ def backward(
     calls = {}
     for name, (operator, qkv) in peers.items():
         same = gradient.contiguous(memory_format=_layout(name))
-        calls[name] = _backward(operator(qkv, case.head_dim), qkv, same)
+        calls[name] = gradients(operator(qkv, case.head_dim), [qkv], same)
     qkv = peers[OURS][1].detach().double().requires_grad_()
     exact = torch.autograd.grad(linear_attention64(qkv, case.head_dim), qkv, gradient.double())
     check(calls, exact, BACKWARD_TOLERANCE, f"attention backward {case}")
-    yield Group("relu_linear_attention backward", str(case), calls, rounds)
+    return measure("relu_linear_attention backward", str(case), calls, rounds)
 
 
 @recorded
@@ -120,18 +129,3 @@ def _peers(case: Case, compiled: Operator) -> dict[str, tuple[Operator, Tensor]]
 def _layout(peer: str) -> torch.memory_format:
     # The compiled chain is given what suits the eager one, tokens next to each other.
     return LAYOUTS[NCDHW] if peer == COMPILED else LAYOUTS.get(peer, torch.channels_last_3d)
-
-
-def _forward(operator: Operator, qkv: Tensor, head_dim: int) -> Callable[[], Tensor]:
-    def call() -> Tensor:
-        with torch.no_grad():
-            return operator(qkv, head_dim)
-
-    return call
-
-
-def _backward(output: Tensor, qkv: Tensor, gradient: Tensor) -> Callable[[], Sequence[Tensor]]:
-    def call() -> Sequence[Tensor]:
-        return torch.autograd.grad(output, qkv, gradient, retain_graph=True)
-
-    return call

@@ -58,9 +58,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
         machine_info["cpu"] = {key: cpu[key] for key in kept if key in cpu}
 
 
-def pytest_benchmark_update_json(
-    config: Any, benchmarks: Any, output_json: dict[str, Any]
-) -> None:
+def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict[str, Any]) -> None:
     """Leaves out Python objects that no reader can use, and digits that no clock can give."""
     for entry in output_json["benchmarks"]:
         entry.pop("params")

@@ -19,9 +19,9 @@ def check(
     """Raises AssertionError unless every result is near the exact one.
 
     Args:
-        calls: per peer a function that gives one tensor or several; called once, ours on poisoned memory.
+        calls: per peer a function of one or several tensors; called once, ours on poisoned memory.
         exact: the same in float64.
-        tolerance: largest root mean square of the difference, relative to that of the exact values.
+        tolerance: largest norm of the difference, relative to that of the exact values.
         what: what is compared, for the message.
     """
     truths = _several(exact)

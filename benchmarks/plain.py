@@ -1,9 +1,10 @@
-"""EfficientViT-3D of the B series as anybody would write it in plain PyTorch: the peer of our models.
+"""EfficientViT-3D of the B series as anybody would write it in PyTorch: the peer of our models.
 
 Written from the paper's description with `torch.nn` alone, and with some care: residuals are
-evaluated once, activations work in place where nothing is lost, time is padded by `torch.cat`, which
-is up to nine times as fast as `F.pad(mode="replicate")`. Parameters stand in the order of ours, so
-that `load` can copy them by position; that both give the same logits is checked before any timing.
+evaluated once, activations work in place where nothing is lost, time is padded by `torch.cat`,
+which is up to nine times as fast as `F.pad(mode="replicate")`. Parameters stand in the order of
+ours, so that `load` can copy them by position; that both give the same logits is checked before any
+timing.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-EPS = 1e-15  # of the attention
 
 
 class Act(nn.Module):
@@ -63,6 +62,7 @@ class LiteMLA(nn.Module):
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
+        self.eps = 1e-15
         self.qkv = nn.Conv3d(channels, 3 * channels, 1, bias=False)
         self.aggregate = nn.Sequential(
             TimePaddedConv3d(3 * channels, 3 * channels, 5, groups=3 * channels),
@@ -72,13 +72,12 @@ class LiteMLA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(x)
-        out: Tensor = self.project(
-            linear_attention(torch.cat([qkv, self.aggregate(qkv)], 1), self.head_dim)
-        )
+        scales = torch.cat([qkv, self.aggregate(qkv)], 1)
+        out: Tensor = self.project(linear_attention(scales, self.head_dim, self.eps))
         return out
 
 
-def linear_attention(qkv: Tensor, head_dim: int) -> Tensor:
+def linear_attention(qkv: Tensor, head_dim: int, eps: float = 1e-15) -> Tensor:
     """The eager float32 chain of the original: pad v with ones, two products, one division.
 
     (B, heads * 3 * head_dim, T, H, W) to (B, heads * head_dim, T, H, W).
@@ -89,7 +88,7 @@ def linear_attention(qkv: Tensor, head_dim: int) -> Tensor:
     q, k = F.relu(q), F.relu(k)
     v = F.pad(v, (0, 0, 0, 1), value=1.0)
     out = torch.matmul(torch.matmul(v, k.transpose(-1, -2)), q)
-    out = out[:, :, :-1] / (out[:, :, -1:] + EPS)
+    out = out[:, :, :-1] / (out[:, :, -1:] + eps)
     return out.reshape(batch, -1, *space).to(qkv.dtype)
 
 
@@ -103,7 +102,7 @@ def conv(
     norm: bool = True,
     act: bool = True,
 ) -> nn.Sequential:
-    """Convolution, then batch norm or none (then the convolution has a bias), then Hardswish or none."""
+    """Convolution, then batch norm, or none and a bias instead, then Hardswish or none."""
     layer: nn.Module
     if kernel == 1:
         layer = nn.Conv3d(in_channels, out_channels, 1, bias=not norm)

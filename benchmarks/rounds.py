@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from evit_models.cli.timing import paired_rounds
 
@@ -55,23 +56,29 @@ recorded = pytest.mark.benchmark(timer=_CLOCK)
 
 
 class Group:
-    """The measurements of some peers that do the same work on the same tensors.
+    """The measurements of some peers that do the same work.
 
     Args:
         row: what is measured, a row of the table.
         case: the shape, or whatever else tells groups of one row apart.
-        calls: per peer what to call, or why it is absent.
-        rounds: how often every peer runs.
+        seconds: per peer the time of every round.
+        absent: per absent peer the reason.
+        extra: per peer what else was recorded; goes into the JSON.
     """
 
-    def __init__(self, row: str, case: str, calls: Mapping[str, Peer], rounds: int) -> None:
-        present = {name: call for name, call in calls.items() if not isinstance(call, str)}
-        timings = paired_rounds(present, rounds, torch.device("cpu"))
+    def __init__(
+        self,
+        row: str,
+        case: str,
+        seconds: Mapping[str, Sequence[float]],
+        absent: Mapping[str, str] | None = None,
+        extra: Mapping[str, dict[str, Any]] | None = None,
+    ) -> None:
         self.row = row
         self.case = case
-        self.absent = {name: call for name, call in calls.items() if isinstance(call, str)}
-        self.seconds = {name: timing.seconds for name, timing in timings.items()}
-        self.extra: dict[str, dict[str, Any]] = {}
+        self.seconds = seconds
+        self.absent = absent or {}
+        self.extra = extra or {}
 
     def report(self, benchmark: Any, peer: str) -> None:
         """Gives one peer's rounds to the `benchmark` fixture; skips with the reason when absent."""
@@ -81,3 +88,36 @@ class Group:
         benchmark.extra_info.update(row=self.row, case=self.case, peer=peer)
         benchmark.extra_info.update(self.extra.get(peer, {}))
         _CLOCK.play(benchmark, self.seconds[peer])
+
+
+def measure(row: str, case: str, calls: Mapping[str, Peer], rounds: int) -> Group:
+    """Runs every peer that is there once in every round."""
+    present = {name: call for name, call in calls.items() if not isinstance(call, str)}
+    timings = paired_rounds(present, rounds, torch.device("cpu"))
+    return Group(
+        row,
+        case,
+        {name: timing.seconds for name, timing in timings.items()},
+        {name: call for name, call in calls.items() if isinstance(call, str)},
+    )
+
+
+def inference(function: Callable[..., Tensor], *arguments: object) -> Callable[[], Tensor]:
+    """A peer that computes no gradients."""
+
+    def call() -> Tensor:
+        with torch.inference_mode():
+            return function(*arguments)
+
+    return call
+
+
+def gradients(
+    output: Tensor, inputs: Sequence[Tensor], gradient: Tensor
+) -> Callable[[], Sequence[Tensor]]:
+    """A peer that goes backward from an output to its inputs, again and again."""
+
+    def call() -> Sequence[Tensor]:
+        return torch.autograd.grad(output, inputs, gradient, retain_graph=True)
+
+    return call

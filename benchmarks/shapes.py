@@ -21,7 +21,7 @@ Triple = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class DepthwiseShape:
-    """A depthwise convolution: (B, C, T, H, W) of its input, kernel and stride; padding is k // 2."""
+    """A depthwise convolution: input (B, C, T, H, W), kernel and stride; its padding is k // 2."""
 
     input: tuple[int, int, int, int, int]
     kernel: Triple
@@ -38,7 +38,7 @@ class DepthwiseShape:
 
 
 def depthwise_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[DepthwiseShape]:
-    """Every depthwise convolution that a forward pass calls, each shape once, in order of appearance.
+    """Every depthwise convolution that a forward pass calls, each shape once, in order.
 
     Nothing is computed: the model runs on tensors that have shapes but no memory.
     """
