@@ -29,6 +29,9 @@ __all__ = ["Decoder", "Shown", "orders_only", "scan_stamps"]
 # keyframes 1 to 10 s apart, and a seek that lands where we are already would decode twice.
 _GAP_WITHOUT_INDEX = 10.0
 
+# Containers that list all their keyframes; others list those that were come across, or none.
+_COMPLETE_INDEX = ("mov,", "avi")
+
 # A demuxer that fails this often in a row is not going to recover.
 _MOST_READ_ERRORS = 8
 
@@ -54,6 +57,7 @@ class Decoder:
         # takes the n-th packet's stamp, which survives a seek only where nothing is reordered.
         self._by_order = orders_only(self.container)
         self._seekable = not (self._by_order and self.stream.codec_context.has_b_frames)
+        self._far = _GAP_WITHOUT_INDEX / float(self.stream.time_base or 1)
         try:
             self.first_frame, self.first_stamp = self._look_at_first()
         except BaseException:
@@ -95,9 +99,15 @@ class Decoder:
         held: Shown | None = None
         ahead: Shown | None = None
         for target in targets:
+            if frames is None and self._untouched is not None:
+                frames = self.from_start()
+                held = ahead = next(frames, None)
             if frames is None or (ahead is not None and self._worth_seeking(ahead[0], target)):
+                before = ahead
                 frames, ahead = self._start_before(target)
                 held = ahead
+                if before is not None and ahead is not None and ahead[0] <= before[0]:
+                    self._far *= 2  # no keyframe in between: they are further apart than thought
             while ahead is not None and ahead[0] <= target:
                 held, ahead = ahead, next(frames, None)
             if held is None:  # possible only where the file changes while it is read
@@ -135,7 +145,7 @@ class Decoder:
             first = next(frames, None)
             if first is not None and first[0] <= target:
                 return frames, first
-            guess, step = guess - step, step * 4
+            guess, step = guess - step, step * 2
         frames = self.from_start()
         return frames, next(frames, None)
 
@@ -156,10 +166,9 @@ class Decoder:
             found = index.search_timestamp(target, backward=True)
             if found >= 0 and index[found].timestamp > position:
                 return True
-            if index[len(index) - 1].timestamp > position:
+            if self.container.format.name.startswith(_COMPLETE_INDEX):
                 return False
-        gap = (target - position) * float(self.stream.time_base or 1)
-        return gap > _GAP_WITHOUT_INDEX
+        return target - position > self._far
 
     def _decode(self, *, leading: bool) -> Iterator[Shown]:
         """Frames from where the file stands; after a seek, none that precede the keyframe.

@@ -176,8 +176,9 @@ def test_frames_before_the_start_of_an_edit_list_do_not_count(tmp_path: Path) ->
     assert numbers_of(read_frames(path, indices=[0, 10, 19])) == [10, 20, 29]
 
 
-def test_only_what_lies_near_a_frame_is_decoded(tmp_path: Path) -> None:
-    path = encode(tmp_path / "long.mp4", 400, options={"g": "10", "bf": "0"})
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi"])
+def test_only_what_lies_near_a_frame_is_decoded(suffix: str, tmp_path: Path) -> None:
+    path = encode(tmp_path / f"long.{suffix}", 400, fps=5, options={"g": "10", "bf": "0"})
     with VideoReader(path) as reader:
         decoded = 0
         plain = reader._decoder._frames
@@ -189,9 +190,9 @@ def test_only_what_lies_near_a_frame_is_decoded(tmp_path: Path) -> None:
             return frames
 
         reader._decoder._frames = counting  # type: ignore[method-assign, assignment]
-        frames = list(reader.frames_at([0.5 / 25, 190.5 / 25, 395.5 / 25]))
+        frames = list(reader.frames_at([0.5 / 5, 190.5 / 5, 395.5 / 5]))
     assert numbers_of(frames) == [0, 190, 395]
-    assert decoded < 60, "three frames of 400, ten to a keyframe, need a few dozen"
+    assert decoded < 80, "three frames of 400, ten to a keyframe, need a few dozen"
 
 
 _PEAK_MEMORY = """
