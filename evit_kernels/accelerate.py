@@ -109,7 +109,9 @@ def _refusal(module: nn.Module) -> str | None:
         return "scripted: TorchScript has compiled its class"
     if isinstance(module, DepthwiseConv3d | PointwiseConv3d):
         return "already ours"
-    if isinstance(module, nn.LazyConv3d) or any(map(is_lazy, module.parameters(recurse=False))):
+    if isinstance(module, nn.LazyConv3d) or any(
+        is_lazy(p) for p in module.parameters(recurse=False)
+    ):
         return "lazy: its channels are unknown before the first call"
     if is_parametrized(module):
         names = ", ".join(module.parametrizations)  # type: ignore[arg-type]
@@ -159,8 +161,9 @@ def _symmetric_padding(module: nn.Conv3d) -> tuple[int, int, int] | None:
         if any(total % 2 for total in totals):
             return None
         return totals[0] // 2, totals[1] // 2, totals[2] // 2
+    assert not isinstance(module.padding, str)
     t, h, w = module.padding
-    return int(t), int(h), int(w)
+    return t, h, w
 
 
 def _is_quantized(module: nn.Module) -> bool:
