@@ -68,14 +68,24 @@ def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
 
 
 def availability(device: str | torch.device = "cpu") -> list[Availability]:
-    """Returns, for every operator and backend, whether it is available on a device and why not."""
+    """Returns, for every operator and backend, whether it is available on a device and why not.
+
+    A compiled core that does not load is a reason here, not an error: this is where people look.
+    """
     device = torch.device(device)
     rows = []
     for operator in OPERATORS:
         for backend in NAMES:
-            reason = _REFUSALS[backend](device, torch.float32)
+            reason = _reason(backend, device)
             rows.append(Availability(operator, backend, str(device), reason is None, reason or ""))
     return rows
+
+
+def _reason(backend: str, device: torch.device) -> str | None:
+    try:
+        return _REFUSALS[backend](device, torch.float32)
+    except ImportError as error:
+        return str(error)
 
 
 def select(operator: str, backend: str | None, x: Tensor) -> str:
