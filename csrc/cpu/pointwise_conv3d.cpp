@@ -272,12 +272,7 @@ class WeightGradient {
     for (int64_t token = split * p_.tokens / splits_; token < end; token += kChunk) {
       const int64_t count = smaller(kChunk, end - token);
       const Acc<S>* g = grads.at(token, count);
-      if (want_bias)
-        for (int64_t row = first; row < last; ++row) {
-          Acc<S> sum = 0;
-          for (int64_t t = 0; t < count; ++t) sum += g[t * grads.stride() + row];
-          bias[row] += sum;
-        }
+      if (want_bias) add_rows<Acc<S>>(g + first, grads.stride(), count, last - first, bias + first);
       if (!want_weight) continue;
       const Acc<S>* x = inputs.at(token, count) + group * depth_;
       int64_t row = first;

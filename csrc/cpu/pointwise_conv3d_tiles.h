@@ -14,10 +14,14 @@ constexpr int kTokens = 6;  // 6 x 2 in 16
 #endif
 constexpr int kPanel = 2;  // vectors of output channels of one tile
 
+// One long chain of additions loses digits: longer sums are sums of sums of this many terms.
+constexpr int64_t kDepth = 256;
+constexpr int64_t kTerms = 64;  // of the weight gradient
+
 // sums[m][n] = sum over k of a[m * stride + k] * panel[k][n]: M tokens, the first N vectors of a panel.
 template <class A, int M, int N>
-EVIT_INLINE void product_tile(const A* a, int64_t stride, const A* panel, int64_t depth,
-                              Vector<A, kVectorBytes / int(sizeof(A))> (&sums)[M][N]) {
+EVIT_INLINE void short_product_tile(const A* a, int64_t stride, const A* panel, int64_t depth,
+                                    Vector<A, kVectorBytes / int(sizeof(A))> (&sums)[M][N]) {
   constexpr int L = kVectorBytes / int(sizeof(A));
   using V = Vector<A, L>;
   EVIT_UNROLL
@@ -46,37 +50,98 @@ EVIT_INLINE void product_tile(const A* a, int64_t stride, const A* panel, int64_
   }
 }
 
+template <class A, int M, int N>
+__attribute__((noinline)) void long_product_tile(
+    const A* a, int64_t stride, const A* panel, int64_t depth,
+    Vector<A, kVectorBytes / int(sizeof(A))> (&sums)[M][N]) {
+  constexpr int L = kVectorBytes / int(sizeof(A));
+  for (int m = 0; m < M; ++m)
+    for (int n = 0; n < N; ++n) sums[m][n] = Vector<A, L>{};
+  for (int64_t k = 0; k < depth; k += kDepth) {
+    Vector<A, L> more[M][N];
+    short_product_tile<A, M, N>(a + k, stride, panel + k * kPanel * L, smaller(kDepth, depth - k),
+                                more);
+    EVIT_UNROLL
+    for (int m = 0; m < M; ++m) {
+      EVIT_UNROLL
+      for (int n = 0; n < N; ++n) sums[m][n] += more[m][n];
+    }
+  }
+}
+
+template <class A, int M, int N>
+EVIT_INLINE void product_tile(const A* a, int64_t stride, const A* panel, int64_t depth,
+                              Vector<A, kVectorBytes / int(sizeof(A))> (&sums)[M][N]) {
+  if (depth <= kDepth) return short_product_tile<A, M, N>(a, stride, panel, depth, sums);
+  // A copy: the accumulators stay in registers because the function never sees their address.
+  Vector<A, kVectorBytes / int(sizeof(A))> totals[M][N];
+  long_product_tile<A, M, N>(a, stride, panel, depth, totals);
+  EVIT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    EVIT_UNROLL
+    for (int n = 0; n < N; ++n) sums[m][n] = totals[m][n];
+  }
+}
+
 // to[m][n] += sum over tokens t of a[t * a_stride + m] * b[t * b_stride + n L]: M x N vectors.
 template <class A, int M, int N>
 EVIT_INLINE void outer_tile(const A* a, int64_t a_stride, const A* b, int64_t b_stride,
                             int64_t tokens, A* to, int64_t to_stride) {
   constexpr int L = kVectorBytes / int(sizeof(A));
   using V = Vector<A, L>;
-  V sums[M][N];
-  EVIT_UNROLL
-  for (int m = 0; m < M; ++m) {
-    EVIT_UNROLL
-    for (int n = 0; n < N; ++n) sums[m][n] = V{};
-  }
-  for (int64_t t = 0; t < tokens; ++t, a += a_stride, b += b_stride) {
-    V inputs[N];
-    EVIT_UNROLL
-    for (int n = 0; n < N; ++n) inputs[n] = load<L>(b + n * L);
+  while (tokens > 0) {
+    const int64_t terms = smaller(kTerms, tokens);
+    tokens -= terms;
+    V sums[M][N];
     EVIT_UNROLL
     for (int m = 0; m < M; ++m) {
-      const V x = broadcast<L>(a[m]);
       EVIT_UNROLL
-      for (int n = 0; n < N; ++n) sums[m][n] += x * inputs[n];
+      for (int n = 0; n < N; ++n) sums[m][n] = V{};
     }
-  }
-  EVIT_UNROLL
-  for (int m = 0; m < M; ++m) {
+    for (int64_t t = 0; t < terms; ++t, a += a_stride, b += b_stride) {
+      V inputs[N];
+      EVIT_UNROLL
+      for (int n = 0; n < N; ++n) inputs[n] = load<L>(b + n * L);
+      EVIT_UNROLL
+      for (int m = 0; m < M; ++m) {
+        const V x = broadcast<L>(a[m]);
+        EVIT_UNROLL
+        for (int n = 0; n < N; ++n) sums[m][n] += x * inputs[n];
+      }
+    }
     EVIT_UNROLL
-    for (int n = 0; n < N; ++n) {
-      A* p = to + m * to_stride + n * L;
-      store<L>(p, load<L>(p) + sums[m][n]);
+    for (int m = 0; m < M; ++m) {
+      EVIT_UNROLL
+      for (int n = 0; n < N; ++n) {
+        A* p = to + m * to_stride + n * L;
+        store<L>(p, load<L>(p) + sums[m][n]);
+      }
     }
   }
+}
+
+// to[i] += sum over tokens t of a[t * stride + i], for i < width. Eight partial sums: fast, and more
+// exact than one long one.
+template <class A>
+void add_rows(const A* a, int64_t stride, int64_t tokens, int64_t width, A* to) {
+  for_each_slab<A>(width, [&](auto lanes, int64_t i) {
+    constexpr int L = lanes.value;
+    Vector<A, L> sums[8];
+    EVIT_UNROLL
+    for (int j = 0; j < 8; ++j) sums[j] = Vector<A, L>{};
+    int64_t t = 0;
+    for (; t + 8 <= tokens; t += 8) {
+      EVIT_UNROLL
+      for (int j = 0; j < 8; ++j) sums[j] += load<L>(a + (t + j) * stride + i);
+    }
+    for (; t < tokens; ++t) sums[0] += load<L>(a + t * stride + i);
+    EVIT_UNROLL
+    for (int half = 4; half > 0; half /= 2) {
+      EVIT_UNROLL
+      for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+    }
+    store<L>(to + i, load<L>(to + i) + sums[0]);
+  });
 }
 
 }  // namespace
