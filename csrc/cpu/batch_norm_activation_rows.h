@@ -1,5 +1,9 @@
 // The loops of batch normalisation over rows of one width, a whole number of vectors; each column of
-// a row has its own parameters. Several rows are taken at a time, so that those are loaded once.
+// a row has its own parameters.
+//
+// Passes that write go straight through memory. Passes that sum take several rows at a time, so that
+// a column's sums are loaded and stored once for all of them; since that is no order that hardware
+// prefetches well, they ask for the rows that come next themselves, straight through memory.
 #pragma once
 
 #include "activation.h"
@@ -37,6 +41,13 @@ EVIT_INLINE V sum_of(const V (&v)[N]) {
     return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
+// Asks for part of `R` rows from `next` on: call it for every column, and all of them are asked for.
+template <int L, int R, class S>
+EVIT_INLINE void prefetch(const S* next, int64_t c) {
+  EVIT_UNROLL
+  for (int i = 0; i < R; ++i) __builtin_prefetch(next + c * R + i * L);
+}
+
 // ---- moments ----
 
 // Sums of x - pivot and of its square over R rows, kept in registers. The first rows of a block
@@ -48,8 +59,10 @@ EVIT_INLINE void add_moments(const S* x, int64_t stride, int64_t width, Acc<S>* 
   constexpr int L = kLanes<S>;
   using A = Acc<S>;
   using V = Vector<A, L>;
+  const S* next = stride == width ? x + R * stride : x;
   for (int64_t c = 0; c < width; c += L) {
     V v[R], square[R];
+    prefetch<L, R>(next, c);
     EVIT_UNROLL
     for (int i = 0; i < R; ++i) v[i] = load<L>(x + i * stride + c);
     V p;
@@ -129,24 +142,20 @@ __attribute__((noinline)) void merge_moments(const Acc<S>* pivot, const Acc<S>* 
 // ---- forward ----
 
 // kAct is the activation where it is a few instructions, and any other value for the rest.
-template <class S, Activation kAct, int R>
-EVIT_INLINE void normalise(const RowJob<S>& job, int64_t row) {
+template <class S, Activation kAct, int N>
+EVIT_INLINE void normalise(const RowJob<S>& job, const S* x, S* y, int64_t c) {
   constexpr int L = kLanes<S>;
-  using V = Vector<Acc<S>, L>;
-  const S* x = job.input + row * job.input_stride;
-  S* y = job.output + row * job.width;
-  for (int64_t c = 0; c < job.width; c += L) {
-    const V mean = load<L>(job.columns.mean + c);
-    const V scale = load<L>(job.columns.scale + c);
-    const V shift = load<L>(job.columns.shift + c);
-    V v[R];
-    EVIT_UNROLL
-    for (int i = 0; i < R; ++i)
-      v[i] = (load<L>(x + i * job.input_stride + c) - mean) * scale + shift;
-    if (!activate_inline<Acc<S>, L>(v, kAct)) activate<Acc<S>, L>(v, R, job.activation);
-    EVIT_UNROLL
-    for (int i = 0; i < R; ++i) store<L>(y + i * job.width + c, v[i]);
+  const Columns<Acc<S>>& columns = job.columns;
+  Vector<Acc<S>, L> v[N];
+  EVIT_UNROLL
+  for (int i = 0; i < N; ++i) {
+    const int64_t column = c + i * L;
+    v[i] = (load<L>(x + column) - load<L>(columns.mean + column)) * load<L>(columns.scale + column) +
+           load<L>(columns.shift + column);
   }
+  if (!activate_inline<Acc<S>, L>(v, kAct)) activate<Acc<S>, L>(v, N, job.activation);
+  EVIT_UNROLL
+  for (int i = 0; i < N; ++i) store<L>(y + c + i * L, v[i]);
 }
 
 // ---- backward ----
@@ -176,25 +185,23 @@ EVIT_INLINE bool differentiate_inline(Vector<A, L> (&grad)[N], const Vector<A, L
   }
 }
 
-// x - mean, and the gradient before the activation, of R rows at one column.
-template <class S, Activation kAct, int R>
-EVIT_INLINE void before_activation(const RowJob<S>& job, const S* x, const S* dy,
-                                   Vector<Acc<S>, kLanes<S>> scale, int64_t c,
-                                   Vector<Acc<S>, kLanes<S>> (&centred)[R],
-                                   Vector<Acc<S>, kLanes<S>> (&grad)[R]) {
+// x - mean, and the gradient before the activation, of N vectors whose parameters stand at `columns`.
+template <class S, Activation kAct, int N>
+EVIT_INLINE void before_activation(const RowJob<S>& job, const S* const (&x)[N],
+                                   const S* const (&dy)[N], const int64_t (&columns)[N],
+                                   Vector<Acc<S>, kLanes<S>> (&centred)[N],
+                                   Vector<Acc<S>, kLanes<S>> (&grad)[N]) {
   constexpr int L = kLanes<S>;
-  using V = Vector<Acc<S>, L>;
-  const V mean = load<L>(job.columns.mean + c);
-  const V shift = load<L>(job.columns.shift + c);
-  V v[R];
+  Vector<Acc<S>, L> v[N];
   EVIT_UNROLL
-  for (int i = 0; i < R; ++i) {
-    centred[i] = load<L>(x + i * job.input_stride + c) - mean;
-    v[i] = centred[i] * scale + shift;
-    grad[i] = load<L>(dy + i * job.width + c);
+  for (int i = 0; i < N; ++i) {
+    centred[i] = load<L>(x[i]) - load<L>(job.columns.mean + columns[i]);
+    v[i] = centred[i] * load<L>(job.columns.scale + columns[i]) +
+           load<L>(job.columns.shift + columns[i]);
+    grad[i] = load<L>(dy[i]);
   }
   if (!differentiate_inline<Acc<S>, L>(grad, v, kAct))
-    differentiate<Acc<S>, L>(grad, v, R, job.activation);
+    differentiate<Acc<S>, L>(grad, v, N, job.activation);
 }
 
 // Adds the gradient before the activation, and its product with x - mean, to `sums` and `products`.
@@ -204,9 +211,21 @@ EVIT_INLINE void add_gradient(const RowJob<S>& job, int64_t row, Acc<S>* sums, A
   using V = Vector<Acc<S>, L>;
   const S* x = job.input + row * job.input_stride;
   const S* dy = job.grad + row * job.width;
+  const S* next_x = job.input_stride == job.width ? x + 2 * R * job.width : x;
+  const S* next_dy = dy + 2 * R * job.width;
   for (int64_t c = 0; c < job.width; c += L) {
+    prefetch<L, R>(next_x, c);
+    prefetch<L, R>(next_dy, c);
     V centred[R], grad[R], product[R];
-    before_activation<S, kAct, R>(job, x, dy, load<L>(job.columns.scale + c), c, centred, grad);
+    const S *inputs[R], *grads[R];
+    int64_t columns[R];
+    EVIT_UNROLL
+    for (int i = 0; i < R; ++i) {
+      inputs[i] = x + i * job.input_stride + c;
+      grads[i] = dy + i * job.width + c;
+      columns[i] = c;
+    }
+    before_activation<S, kAct>(job, inputs, grads, columns, centred, grad);
     EVIT_UNROLL
     for (int i = 0; i < R; ++i) product[i] = grad[i] * centred[i];
     store<L>(sums + c, load<L>(sums + c) + sum_of(grad));
@@ -214,25 +233,25 @@ EVIT_INLINE void add_gradient(const RowJob<S>& job, int64_t row, Acc<S>* sums, A
   }
 }
 
-template <class S, Activation kAct, bool kMoments, int R>
-EVIT_INLINE void input_gradient(const RowJob<S>& job, int64_t row) {
+template <class S, Activation kAct, bool kMoments, int N>
+EVIT_INLINE void input_gradient(const RowJob<S>& job, const S* x, const S* dy, S* dx, int64_t c) {
   constexpr int L = kLanes<S>;
-  using V = Vector<Acc<S>, L>;
-  const S* x = job.input + row * job.input_stride;
-  const S* dy = job.grad + row * job.width;
-  S* dx = job.output + row * job.width;
-  for (int64_t c = 0; c < job.width; c += L) {
-    const V scale = load<L>(job.columns.scale + c);
-    V centred[R], grad[R];
-    before_activation<S, kAct, R>(job, x, dy, scale, c, centred, grad);
-    if constexpr (kMoments) {
-      const V mean = load<L>(job.columns.grad_mean + c);
-      const V slope = load<L>(job.columns.grad_slope + c);
-      EVIT_UNROLL
-      for (int i = 0; i < R; ++i) grad[i] = (grad[i] - mean) - centred[i] * slope;
-    }
-    EVIT_UNROLL
-    for (int i = 0; i < R; ++i) store<L>(dx + i * job.width + c, grad[i] * scale);
+  Vector<Acc<S>, L> centred[N], grad[N];
+  const S *inputs[N], *grads[N];
+  int64_t columns[N];
+  EVIT_UNROLL
+  for (int i = 0; i < N; ++i) {
+    columns[i] = c + i * L;
+    inputs[i] = x + columns[i];
+    grads[i] = dy + columns[i];
+  }
+  before_activation<S, kAct>(job, inputs, grads, columns, centred, grad);
+  EVIT_UNROLL
+  for (int i = 0; i < N; ++i) {
+    if constexpr (kMoments)
+      grad[i] = (grad[i] - load<L>(job.columns.grad_mean + columns[i])) -
+                centred[i] * load<L>(job.columns.grad_slope + columns[i]);
+    store<L>(dx + columns[i], grad[i] * load<L>(job.columns.scale + columns[i]));
   }
 }
 
@@ -258,20 +277,24 @@ EVIT_INLINE void with_activation(Activation activation, F&& f) {
   }
 }
 
-// Calls f(Width<R>{}, row) for all rows, four at a time.
-template <class F>
-EVIT_INLINE void for_each_rows(int64_t rows, F&& f) {
-  int64_t row = 0;
-  for (; row + 4 <= rows; row += 4) f(Width<4>{}, row);
-  for (; row < rows; ++row) f(Width<1>{}, row);
+// Calls f(Width<N>{}, c) along a row: four vectors at a time, then one.
+template <int L, class F>
+EVIT_INLINE void for_each_column(int64_t width, F&& f) {
+  int64_t c = 0;
+  for (; c + 4 * L <= width; c += 4 * L) f(Width<4>{}, c);
+  for (; c < width; c += L) f(Width<1>{}, c);
 }
 
 template <class S>
 __attribute__((noinline)) void normalise_rows(const RowJob<S>& job) {
   with_activation(job.activation, [&](auto act) {
-    for_each_rows(job.rows, [&](auto r, int64_t row) {
-      normalise<S, decltype(act)::value, decltype(r)::value>(job, row);
-    });
+    for (int64_t row = 0; row < job.rows; ++row) {
+      const S* x = job.input + row * job.input_stride;
+      S* y = job.output + row * job.width;
+      for_each_column<kLanes<S>>(job.width, [&](auto n, int64_t c) {
+        normalise<S, decltype(act)::value, decltype(n)::value>(job, x, y, c);
+      });
+    }
   });
 }
 
@@ -279,23 +302,25 @@ template <class S>
 __attribute__((noinline)) void add_gradient_rows(const RowJob<S>& job, Acc<S>* sums,
                                                  Acc<S>* products) {
   with_activation(job.activation, [&](auto act) {
-    for_each_rows(job.rows, [&](auto r, int64_t row) {
-      add_gradient<S, decltype(act)::value, decltype(r)::value>(job, row, sums, products);
-    });
+    int64_t row = 0;
+    for (; row + 4 <= job.rows; row += 4)
+      add_gradient<S, decltype(act)::value, 4>(job, row, sums, products);
+    for (; row < job.rows; ++row)
+      add_gradient<S, decltype(act)::value, 1>(job, row, sums, products);
   });
 }
 
-template <class S>
-__attribute__((noinline)) void input_gradient_rows(const RowJob<S>& job, bool moments) {
+template <class S, bool kMoments>
+__attribute__((noinline)) void input_gradient_rows(const RowJob<S>& job) {
   with_activation(job.activation, [&](auto act) {
-    constexpr Activation kAct = decltype(act)::value;
-    for_each_rows(job.rows, [&](auto r, int64_t row) {
-      constexpr int R = decltype(r)::value;
-      if (moments)
-        input_gradient<S, kAct, true, R>(job, row);
-      else
-        input_gradient<S, kAct, false, R>(job, row);
-    });
+    for (int64_t row = 0; row < job.rows; ++row) {
+      const S* x = job.input + row * job.input_stride;
+      const S* dy = job.grad + row * job.width;
+      S* dx = job.output + row * job.width;
+      for_each_column<kLanes<S>>(job.width, [&](auto n, int64_t c) {
+        input_gradient<S, decltype(act)::value, kMoments, decltype(n)::value>(job, x, dy, dx, c);
+      });
+    }
   });
 }
 
