@@ -22,8 +22,13 @@ ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
 
 # One source per operator; each is compiled once per instruction set.
-OPERATORS = ("batch_norm_activation", "depthwise_conv3d", "relu_linear_attention", "pointwise_conv3d")
-PLAIN = ("cpu/instruction_set.cpp", "bindings.cpp")
+OPERATORS = (
+    "batch_norm_activation",
+    "depthwise_conv3d",
+    "relu_linear_attention",
+    "pointwise_conv3d",
+)
+PLAIN = ("cpu/instruction_set.cpp", "cpu/memory.cpp", "bindings.cpp")
 X86_LEVELS = {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 
 FLAGS = [

@@ -58,17 +58,16 @@ void bind_depthwise_conv3d(py::module_& m) {
   m.def("depthwise_conv3d_workspace", [](const py::tuple& problem) {
     return evit::cpu::depthwise_conv3d_workspace(depthwise_problem(problem));
   });
-  m.def("depthwise_conv3d_backward",
-        [](const py::tuple& problem, uintptr_t grad_output, uintptr_t input, uintptr_t weight,
-           uintptr_t bias, uintptr_t scratch, uintptr_t partials, uintptr_t grad_input,
-           uintptr_t grad_weight, uintptr_t grad_bias) {
-          const auto p = depthwise_problem(problem);
-          py::gil_scoped_release unlocked;
-          check(evit::cpu::depthwise_conv3d_backward(
-              p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias),
-              pointer(scratch), pointer(partials), pointer(grad_input), pointer(grad_weight),
-              pointer(grad_bias)));
-        });
+  m.def("depthwise_conv3d_backward", [](const py::tuple& problem, uintptr_t grad_output,
+                                        uintptr_t input, uintptr_t weight, uintptr_t bias,
+                                        uintptr_t scratch, uintptr_t partials, uintptr_t grad_input,
+                                        uintptr_t grad_weight, uintptr_t grad_bias) {
+    const auto p = depthwise_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::depthwise_conv3d_backward(
+        p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias), pointer(scratch),
+        pointer(partials), pointer(grad_input), pointer(grad_weight), pointer(grad_bias)));
+  });
 }
 
 // A call of linear attention: the sources come as rows of integers, the heads and then, for each of
@@ -152,17 +151,16 @@ void bind_pointwise_conv3d(py::module_& m) {
   m.def("pointwise_conv3d_workspace", [](const py::tuple& problem) {
     return evit::cpu::pointwise_conv3d_workspace(pointwise_problem(problem));
   });
-  m.def("pointwise_conv3d_backward",
-        [](const py::tuple& problem, uintptr_t grad_output, uintptr_t input, uintptr_t weight,
-           uintptr_t bias, uintptr_t scratch, uintptr_t partials, uintptr_t grad_input,
-           uintptr_t grad_weight, uintptr_t grad_bias) {
-          const auto p = pointwise_problem(problem);
-          py::gil_scoped_release unlocked;
-          check(evit::cpu::pointwise_conv3d_backward(
-              p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias),
-              pointer(scratch), pointer(partials), pointer(grad_input), pointer(grad_weight),
-              pointer(grad_bias)));
-        });
+  m.def("pointwise_conv3d_backward", [](const py::tuple& problem, uintptr_t grad_output,
+                                        uintptr_t input, uintptr_t weight, uintptr_t bias,
+                                        uintptr_t scratch, uintptr_t partials, uintptr_t grad_input,
+                                        uintptr_t grad_weight, uintptr_t grad_bias) {
+    const auto p = pointwise_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::pointwise_conv3d_backward(
+        p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias), pointer(scratch),
+        pointer(partials), pointer(grad_input), pointer(grad_weight), pointer(grad_bias)));
+  });
 }
 
 evit::BatchNormActivationProblem batch_norm_problem(const py::tuple& t) {
@@ -198,17 +196,16 @@ void bind_batch_norm_activation(py::module_& m) {
                                                          pointer(variance), pointer(weight),
                                                          pointer(bias), pointer(output)));
         });
-  m.def("batch_norm_activation_backward",
-        [](const py::tuple& problem, uintptr_t grad_output, uintptr_t input, uintptr_t mean,
-           uintptr_t variance, uintptr_t weight, uintptr_t bias, uintptr_t grad_input,
-           uintptr_t grad_weight, uintptr_t grad_bias) {
-          const auto p = batch_norm_problem(problem);
-          py::gil_scoped_release unlocked;
-          check(evit::cpu::batch_norm_activation_backward(
-              p, pointer(grad_output), pointer(input), pointer(mean), pointer(variance),
-              pointer(weight), pointer(bias), pointer(grad_input), pointer(grad_weight),
-              pointer(grad_bias)));
-        });
+  m.def("batch_norm_activation_backward", [](const py::tuple& problem, uintptr_t grad_output,
+                                             uintptr_t input, uintptr_t mean, uintptr_t variance,
+                                             uintptr_t weight, uintptr_t bias, uintptr_t grad_input,
+                                             uintptr_t grad_weight, uintptr_t grad_bias) {
+    const auto p = batch_norm_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::batch_norm_activation_backward(
+        p, pointer(grad_output), pointer(input), pointer(mean), pointer(variance), pointer(weight),
+        pointer(bias), pointer(grad_input), pointer(grad_weight), pointer(grad_bias)));
+  });
 }
 
 void bind_instruction_sets(py::module_& m) {
@@ -237,6 +234,9 @@ PYBIND11_MODULE(_core, m) {
   m.attr("compiler") = EVIT_COMPILER;
   m.attr("version") = EVIT_VERSION;
   bind_instruction_sets(m);
+  m.def("advise_huge_pages", [](uintptr_t address, int64_t bytes) {
+    evit::cpu::advise_huge_pages(pointer(address), bytes);
+  });
   bind_batch_norm_activation(m);
   bind_depthwise_conv3d(m);
   bind_relu_linear_attention(m);

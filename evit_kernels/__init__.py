@@ -1,4 +1,4 @@
-"""Fused kernels for video networks: depthwise 3-D convolution, ReLU linear attention, and neighbours."""
+"""Fused kernels for video networks: depthwise 3-D convolution, linear attention, neighbours."""
 
 from evit_kernels.accelerate import AccelerationReport, accelerate
 from evit_kernels.backends import available_backends

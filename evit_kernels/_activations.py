@@ -1,4 +1,4 @@
-"""The activations that every operator can fuse: their names, their codes in the core, their definition."""
+"""The activations that operators can fuse: names, codes in the core, definitions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 def canonical(activation: str | None, where: str) -> str:
-    """Returns the activation's name with None spelt "none", or raises ValueError naming what exists."""
+    """Returns the name, with None spelt "none"; raises ValueError naming what exists."""
     if activation is None:
         return "none"
     if not isinstance(activation, str) or activation not in ACTIVATIONS[1:]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def to_lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Casts floating tensors (not float64) to autocast's dtype, where autocast is on for their device.
+    """Casts floating tensors (not float64) to autocast's dtype where it is on for their device.
 
     This is what PyTorch does for its own convolutions; the cast is differentiable.
     """

@@ -1,4 +1,4 @@
-"""Argument checks shared by the operators: every message names the operator, the argument, what it got."""
+"""Argument checks of the operators: messages name the operator, the argument, what it got."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def triple(value: int | Sequence[int], where: str, name: str, minimum: int) -> tuple[int, int, int]:
-    """Expands an integer or a sequence of three to (time, height, width), each at least `minimum`."""
+    """Expands an int or a sequence of three to (time, height, width), each at least `minimum`."""
     if isinstance(value, int):
         items: tuple[int, ...] = (value, value, value)
     elif isinstance(value, Sequence) and not isinstance(value, str):
         items = tuple(value)
     else:
-        raise TypeError(
-            f"{where}: {name} must be an int or three ints, got {type(value).__name__}"
-        )
+        raise TypeError(f"{where}: {name} must be an int or three ints, got {type(value).__name__}")
     if len(items) == 1:
         items = items * 3
     if len(items) != 3:
@@ -48,13 +46,11 @@ def floating(value: Tensor, where: str, name: str) -> None:
 
 
 def same_kind(value: Tensor, like: Tensor, where: str, name: str, like_name: str) -> None:
-    """Raises unless the two tensors share their dtype (TypeError) and their device (RuntimeError)."""
+    """Raises unless two tensors share their dtype (TypeError) and device (RuntimeError)."""
     if value.dtype != like.dtype:
         raise TypeError(f"{where}: {name} is {value.dtype}, {like_name} is {like.dtype}")
     if value.device != like.device:
-        raise RuntimeError(
-            f"{where}: {name} is on {value.device}, {like_name} is on {like.device}"
-        )
+        raise RuntimeError(f"{where}: {name} is on {value.device}, {like_name} is on {like.device}")
 
 
 def rank(value: Tensor, expected: int, where: str, name: str, meaning: str) -> None:
@@ -67,7 +63,7 @@ def rank(value: Tensor, expected: int, where: str, name: str, meaning: str) -> N
 
 
 def non_empty_space(value: Tensor, where: str, name: str) -> None:
-    """Raises ValueError when channels, time, height or width of a (B, C, T, H, W) tensor is zero."""
+    """Raises ValueError when C, T, H or W of a (B, C, T, H, W) tensor is zero."""
     for label, size in zip(("channels", "T", "H", "W"), value.shape[1:], strict=True):
         if size == 0:
             raise ValueError(f"{where}: {name} has zero {label}: {tuple(value.shape)}")

@@ -27,9 +27,7 @@ def format_of(x: Tensor) -> torch.memory_format:
 
 def empty_like_format(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Returns an uninitialised dense tensor of the shape, device and memory format of `x`."""
-    return torch.empty(
-        x.shape, dtype=dtype or x.dtype, device=x.device, memory_format=format_of(x)
-    )
+    return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device, memory_format=format_of(x))
 
 
 def channels_last(x: Tensor) -> Tensor:

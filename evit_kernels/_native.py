@@ -13,10 +13,12 @@ import importlib
 import importlib.util
 import os
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from types import ModuleType
 
 import torch  # also maps the OpenMP runtime that the core is bound to
+from torch import Tensor
 
 # The codes of the core's dtypes (csrc/include/evit/common.h).
 DTYPES: dict[torch.dtype, int] = {
@@ -25,11 +27,12 @@ DTYPES: dict[torch.dtype, int] = {
     torch.bfloat16: 2,
     torch.float64: 3,
 }
+_LARGE = 4 << 20  # bytes
 _OPENMP_FILE = re.compile(r"/(lib(?:g|i|)omp[^/]*\.so[^/]*)$")
 
 
 def core() -> ModuleType:
-    """Returns the compiled core; raises ImportError with the loader's message when it is not there."""
+    """Returns the compiled core; raises ImportError with the reason when it is not there."""
     module, reason = _load()
     if module is None:
         raise ImportError(reason)
@@ -42,6 +45,24 @@ def failure() -> str | None:
     A core that was never built is a reason; one that is there and does not load raises ImportError.
     """
     return _load()[1]
+
+
+def empty(
+    size: Sequence[int],
+    like: Tensor,
+    memory_format: torch.memory_format = torch.channels_last_3d,
+) -> Tensor:
+    """Returns an uninitialised tensor of the dtype and device of `like` for a kernel to write.
+
+    Large ones are hinted to be backed by large pages: on a CPU the page faults of a fresh buffer
+    cost several times what writing it does.
+    """
+    tensor = torch.empty(
+        tuple(size), dtype=like.dtype, device=like.device, memory_format=memory_format
+    )
+    if tensor.nbytes >= _LARGE and tensor.device.type == "cpu":
+        core().advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+    return tensor
 
 
 def openmp_libraries() -> list[str]:
@@ -58,7 +79,10 @@ def openmp_libraries() -> list[str]:
 @lru_cache(maxsize=1)
 def _load() -> tuple[ModuleType | None, str | None]:
     if importlib.util.find_spec("evit_kernels._core") is None:
-        return None, "the compiled core was not built (install with a C++17 compiler: pip install .)"
+        return (
+            None,
+            "the compiled core was not built (install with a C++17 compiler: pip install .)",
+        )
     _share_openmp()
     try:
         return importlib.import_module("evit_kernels._core"), None

@@ -1,4 +1,4 @@
-"""How operators are registered with torch: one library, one boundary, one answer to double backward."""
+"""How operators are registered with torch: one library, one boundary, no double backward."""
 
 from __future__ import annotations
 
@@ -50,10 +50,8 @@ def distinct(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def call_backward(name: str, backward: Any, *arguments: Any) -> tuple[Tensor, ...]:
-    """Calls a registered backward; under create_graph=True the result refuses to be differentiated."""
-    if torch.is_grad_enabled() and needs_autograd(
-        *(a for a in arguments if isinstance(a, Tensor))
-    ):
+    """Calls a registered backward, whose result refuses to be differentiated again."""
+    if torch.is_grad_enabled() and needs_autograd(*(a for a in arguments if isinstance(a, Tensor))):
         result: tuple[Tensor, ...] = _Once.apply(name, backward, *arguments)
         return result
     return backward(*arguments)

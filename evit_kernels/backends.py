@@ -1,7 +1,7 @@
 """Backends: their names, which one serves a call, and the reason when one does not.
 
 `reference` is plain PyTorch and always there. `native` is the compiled core. `triton` is for GPU
-machines without a CUDA compiler. Each operator states its refusals; this file only asks and reports.
+machines without a CUDA compiler.
 """
 
 from __future__ import annotations
@@ -92,14 +92,12 @@ def select(operator: str, backend: str | None, x: Tensor) -> str:
     """Returns the backend that serves a call.
 
     `backend` wins over the environment variable EVIT_BACKEND, which wins over the automatic choice.
-    Raises ValueError for an unknown name and RuntimeError, with the reason, for one that cannot serve.
+    Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot serve.
     """
     return _select(operator, backend, x.device, x.dtype)
 
 
-def _select(
-    operator: str, backend: str | None, device: torch.device, dtype: torch.dtype
-) -> str:
+def _select(operator: str, backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
     origin = "backend"
     if backend is None:
         backend = os.environ.get("EVIT_BACKEND") or None

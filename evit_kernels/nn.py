@@ -46,7 +46,8 @@ class DepthwiseConv3d(nn.Conv3d):
         if temporal_padding not in TEMPORAL_PADDINGS:
             known = ", ".join(map(repr, TEMPORAL_PADDINGS))
             raise ValueError(
-                f"DepthwiseConv3d: temporal_padding must be one of {known}, got {temporal_padding!r}"
+                f"DepthwiseConv3d: temporal_padding must be one of {known}, "
+                f"got {temporal_padding!r}"
             )
         _activations.canonical(activation, "DepthwiseConv3d")
         super().__init__(

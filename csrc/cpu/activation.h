@@ -1,4 +1,5 @@
-// Activations and their derivatives on vectors. NaN and infinity come out as PyTorch brings them out.
+// Activations and their derivatives on vectors. NaN and infinity come out as PyTorch brings them
+// out.
 #pragma once
 
 #include "simd.h"
@@ -75,13 +76,14 @@ EVIT_INLINE Vector<A, L> clamp_of(Vector<A, L> x, A low, A high) {
 
 template <class A>
 struct Constants {
-  static constexpr A kRootHalf = A(0.70710678118654752440);       // 1 / sqrt(2)
-  static constexpr A kDensity = A(0.39894228040143267794);        // 1 / sqrt(2 pi)
-  static constexpr A kTanhScale = A(1.59576912160573071176);      // 2 sqrt(2 / pi)
+  static constexpr A kRootHalf = A(0.70710678118654752440);   // 1 / sqrt(2)
+  static constexpr A kDensity = A(0.39894228040143267794);    // 1 / sqrt(2 pi)
+  static constexpr A kTanhScale = A(1.59576912160573071176);  // 2 sqrt(2 / pi)
   static constexpr A kTanhCubic = A(0.044715);
 };
 
-// The activations that are a few instructions, inlined over N vectors. Returns false for the others.
+// The activations that are a few instructions, inlined over N vectors. Returns false for the
+// others.
 template <class A, int L, int N>
 EVIT_INLINE bool activate_inline(Vector<A, L> (&v)[N], Activation activation) {
   switch (activation) {

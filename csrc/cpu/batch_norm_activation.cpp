@@ -1,6 +1,7 @@
-// Batch normalisation and activation on CPUs. It is bound by memory, so every pass reads each tensor
-// once: moments read x; forward reads x and writes y; backward reads x and dy for the sums of the
-// parameters, then again to write dx. Nothing else is stored: what backward needs is recomputed.
+// Batch normalisation and activation on CPUs. It is bound by memory, so every pass reads each
+// tensor once: moments read x; forward reads x and writes y; backward reads x and dy for the sums
+// of the parameters, then again to write dx. Nothing else is stored: what backward needs is
+// recomputed.
 #include "evit/batch_norm_activation.h"
 
 #include "batch_norm_activation_layout.h"
@@ -58,14 +59,21 @@ class ColumnTable {
         table[3 * width + i] = channels_.grad_mean != nullptr ? channels_.grad_mean[c] : A(0);
         table[4 * width + i] = channels_.grad_slope != nullptr ? channels_.grad_slope[c] : A(0);
       }
-      for (int row = 0; row < 5; ++row)
-        for (int64_t i = columns; i < width; ++i)
-          table[row * width + i] = table[row * width + i - columns];
+      for (int row = 0; row < 5; ++row) repeat(table + row * width, columns, width);
     }
     return {table, table + width, table + 2 * width, table + 3 * width, table + 4 * width};
   }
 
  private:
+  static void repeat(A* row, int64_t columns, int64_t width) {
+    if (columns == 1) {
+      const A value = row[0];
+      for (int64_t i = 1; i < width; ++i) row[i] = value;
+    } else {
+      for (int64_t i = columns; i < width; ++i) row[i] = row[i - columns];
+    }
+  }
+
   const double eps_;
   const Layout& layout_;
   const Channels<S>& channels_;
@@ -90,9 +98,7 @@ class LeftoverRow {
     std::memcpy(row_.data(), from, static_cast<size_t>(count_) * sizeof(S));
     return row_.data();
   }
-  void write(S* to) const {
-    std::memcpy(to, row_.data(), static_cast<size_t>(count_) * sizeof(S));
-  }
+  void write(S* to) const { std::memcpy(to, row_.data(), static_cast<size_t>(count_) * sizeof(S)); }
 
  private:
   const int64_t count_;
@@ -227,8 +233,8 @@ class Moments {
 
 // ---- elementwise passes ----
 
-// Calls f(job) for the rows of every block. Tasks begin with the last: what the pass before this one
-// read last may still be in cache. Within a task memory is read forwards, which is much faster.
+// Calls f(job) for the rows of every block. Tasks begin with the last: what the pass before this
+// one read last may still be in cache. Within a task memory is read forwards, which is much faster.
 template <class S, class F>
 Status for_each_job(const Problem& p, const Layout& layout, const Channels<S>& channels,
                     const S* input, const S* grad, S* output, F&& f) {
@@ -288,7 +294,8 @@ class GradientSums {
         sums_(layout.parts() * p.channels),
         products_(layout.parts() * p.channels) {}
 
-  Status run(const Channels<S>& channels, const S* grad, const S* input) {
+  // Where `kept` is not null, the gradient before a costly activation is written there as well.
+  Status run(const Channels<S>& channels, const S* grad, const S* input, S* kept) {
     if (!sums_.ok() || !products_.ok()) return {kNoMemory};
     bool failed = false;
 #pragma omp parallel num_threads(threads_for(p_, layout_))
@@ -307,7 +314,7 @@ class GradientSums {
         RowJob<S> job = {};
         job.columns = table.at(task / layout_.sheet_parts());
         job.activation = p_.activation;
-        part(task, grad, input, x, dy, job, block.data(), sums.data());
+        part(task, grad, input, kept, x, dy, job, block.data(), sums.data());
       }
     }
     if (failed) return {kNoMemory};
@@ -321,23 +328,26 @@ class GradientSums {
   const double* products() const { return products_.data(); }
 
  private:
-  void part(int64_t task, const S* grad, const S* input, LeftoverRow<S>& x, LeftoverRow<S>& dy,
-            RowJob<S>& job, A* block, double* sums) {
+  void part(int64_t task, const S* grad, const S* input, S* kept, LeftoverRow<S>& x,
+            LeftoverRow<S>& dy, RowJob<S>& job, A* block, double* sums) {
     const int64_t sheet = task / layout_.sheet_parts(), width = layout_.width();
     for (int64_t i = 0; i < 2 * width; ++i) sums[i] = 0;
     if (layout_.is_leftover(task)) {
       const int64_t offset = layout_.leftover_offset(sheet);
       job.input = x.read(input + offset);
       job.grad = dy.read(grad + offset);
+      job.output = kept != nullptr ? dy.data() : nullptr;
       job.rows = 1;
       job.width = x.width();
       add(job, block, sums);
+      if (kept != nullptr) dy.write(kept + offset);
     } else {
       job.input_stride = layout_.row_stride();
       job.width = width;
       for (int64_t b = layout_.first_block(task); b < layout_.last_block(task); ++b) {
         job.input = input + layout_.input_offset(sheet, b);
         job.grad = grad + layout_.dense_offset(sheet, b);
+        job.output = kept != nullptr ? kept + layout_.dense_offset(sheet, b) : nullptr;
         job.rows = layout_.block_rows(b);
         add(job, block, sums);
       }
@@ -384,8 +394,12 @@ template <class S>
 Channels<S> channels_from(const void* mean, const void* variance, const void* weight,
                           const void* bias) {
   using A = Acc<S>;
-  return {static_cast<const A*>(mean), static_cast<const A*>(variance),
-          static_cast<const A*>(weight), static_cast<const A*>(bias), nullptr, nullptr};
+  return {static_cast<const A*>(mean),
+          static_cast<const A*>(variance),
+          static_cast<const A*>(weight),
+          static_cast<const A*>(bias),
+          nullptr,
+          nullptr};
 }
 
 template <class S>
@@ -398,6 +412,12 @@ Status forward_as(const Problem& p, const void* input, const void* mean, const v
                          [](const RowJob<S>& job) { normalise_rows<S>(job); });
 }
 
+// Those whose derivative costs more than writing and reading it would.
+bool is_costly(Activation activation) {
+  return activation == Activation::kGelu || activation == Activation::kGeluTanh ||
+         activation == Activation::kSilu;
+}
+
 template <class S>
 Status backward_as(const Problem& p, const void* grad_output, const void* input, const void* mean,
                    const void* variance, const void* weight, const void* bias, void* grad_input,
@@ -407,14 +427,22 @@ Status backward_as(const Problem& p, const void* grad_output, const void* input,
   if (!layout.supported()) return {kStrides};
   const S* x = static_cast<const S*>(input);
   const S* dy = static_cast<const S*>(grad_output);
+  S* dx = static_cast<S*>(grad_input);
   Channels<S> channels = channels_from<S>(mean, variance, weight, bias);
-  const bool through_moments = p.batch_moments && grad_input != nullptr;
+  Problem last = p;
+  const bool through_moments = p.batch_moments && dx != nullptr;
   Buffer<A> grads(2 * p.channels);
   if (through_moments || grad_weight != nullptr || grad_bias != nullptr) {
     GradientSums<S> sums(p, layout);
     if (!grads.ok()) return {kNoMemory};
-    const Status status = sums.run(channels, dy, x);
+    // Kept where storage does not round it; then the last pass has no activation left to undo.
+    const bool keep = dx != nullptr && sizeof(S) == sizeof(A) && is_costly(p.activation);
+    const Status status = sums.run(channels, dy, x, keep ? dx : nullptr);
     if (!status.ok()) return status;
+    if (keep) {
+      dy = dx;
+      last.activation = Activation::kNone;
+    }
     const double share = 1.0 / static_cast<double>(layout.values());
     for (int64_t c = 0; c < p.channels; ++c) {
       const double inverse = 1.0 / (channels.variance[c] + p.eps);
@@ -428,14 +456,13 @@ Status backward_as(const Problem& p, const void* grad_output, const void* input,
     channels.grad_mean = grads.data();
     channels.grad_slope = grads.data() + p.channels;
   }
-  if (grad_input == nullptr) return {};
-  return for_each_job<S>(p, layout, channels, x, dy, static_cast<S*>(grad_input),
-                         [&](const RowJob<S>& job) {
-                           if (through_moments)
-                             input_gradient_rows<S, true>(job);
-                           else
-                             input_gradient_rows<S, false>(job);
-                         });
+  if (dx == nullptr) return {};
+  return for_each_job<S>(last, layout, channels, x, dy, dx, [&](const RowJob<S>& job) {
+    if (through_moments)
+      input_gradient_rows<S, true>(job);
+    else
+      input_gradient_rows<S, false>(job);
+  });
 }
 
 }  // namespace

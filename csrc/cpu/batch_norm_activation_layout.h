@@ -1,7 +1,7 @@
 // How a batch-normalised tensor is cut: into sheets of rows, rows into blocks, blocks into parts.
 //
-// A row holds as many tokens as fill whole vectors, so that 8 or 24 channels, and single planes of a
-// planar tensor, go through the same loops as 512. Everything follows from the shape alone.
+// A row holds as many tokens as fill whole vectors, so that 8 or 24 channels, and single planes of
+// a planar tensor, go through the same loops as 512. Everything follows from the shape alone.
 #pragma once
 
 #include "buffer.h"
@@ -10,8 +10,8 @@
 
 namespace {
 
-constexpr int64_t kBlockRows = 64;   // summed in the accumulation type before doubles take over
-constexpr int64_t kMaxParts = 64;    // sums of a channel that are kept apart, for threads to share
+constexpr int64_t kBlockRows = 64;  // summed in the accumulation type before doubles take over
+constexpr int64_t kMaxParts = 64;   // sums of a channel that are kept apart, for threads to share
 constexpr int64_t kPartBytes = 8 << 20;
 
 class Layout {
@@ -69,7 +69,9 @@ class Layout {
     const int64_t row = block / blocks_per_run_ * rows_ + block % blocks_per_run_ * kBlockRows;
     return sheet * sheet_elements() + row * width_;
   }
-  int64_t leftover_offset(int64_t sheet) const { return sheet * sheet_elements() + rows() * width_; }
+  int64_t leftover_offset(int64_t sheet) const {
+    return sheet * sheet_elements() + rows() * width_;
+  }
 
   // Sums are kept apart by part: for each sheet its splits, then its leftover tokens. Parts of
   // sheets that hold the same channels stand one below the other, as rows of all channels.

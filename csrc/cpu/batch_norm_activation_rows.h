@@ -1,9 +1,10 @@
-// The loops of batch normalisation over rows of one width, a whole number of vectors; each column of
-// a row has its own parameters.
+// The loops of batch normalisation over rows of one width, a whole number of vectors; each column
+// of a row has its own parameters.
 //
-// Passes that write go straight through memory. Passes that sum take several rows at a time, so that
-// a column's sums are loaded and stored once for all of them; since that is no order that hardware
-// prefetches well, they ask for the rows that come next themselves, straight through memory.
+// Passes that write go straight through memory. Passes that sum take several rows at a time, so
+// that a column's sums are loaded and stored once for all of them; since that is no order that
+// hardware prefetches well, they ask for the rows that come next themselves, straight through
+// memory.
 #pragma once
 
 #include "activation.h"
@@ -25,7 +26,7 @@ template <class S>
 struct RowJob {
   const S* input;
   int64_t input_stride;
-  const S* grad;  // like `output`, rows follow each other
+  const S* grad;  // like those of `output`, its rows follow each other
   S* output;
   int64_t rows;
   int64_t width;
@@ -37,11 +38,11 @@ template <class V, int N>
 EVIT_INLINE V sum_of(const V (&v)[N]) {
   if constexpr (N == 1) return v[0];
   if constexpr (N == 4) return (v[0] + v[1]) + (v[2] + v[3]);
-  if constexpr (N == 8)
-    return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+  if constexpr (N == 8) return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
 }
 
-// Asks for part of `R` rows from `next` on: call it for every column, and all of them are asked for.
+// Asks for part of `R` rows from `next` on: call it for every column, and all of them are asked
+// for.
 template <int L, int R, class S>
 EVIT_INLINE void prefetch(const S* next, int64_t c) {
   EVIT_UNROLL
@@ -54,8 +55,8 @@ EVIT_INLINE void prefetch(const S* next, int64_t c) {
 // choose the pivot: their mean. A pivot that is the mean of k of n values makes the rounding of the
 // variance at most n / k times worse, whatever the values are; usually it costs nothing.
 template <class S, int R, bool kFirst>
-EVIT_INLINE void add_moments(const S* x, int64_t stride, int64_t width, Acc<S>* pivot,
-                             Acc<S>* sums, Acc<S>* squares) {
+EVIT_INLINE void add_moments(const S* x, int64_t stride, int64_t width, Acc<S>* pivot, Acc<S>* sums,
+                             Acc<S>* squares) {
   constexpr int L = kLanes<S>;
   using A = Acc<S>;
   using V = Vector<A, L>;
@@ -150,8 +151,9 @@ EVIT_INLINE void normalise(const RowJob<S>& job, const S* x, S* y, int64_t c) {
   EVIT_UNROLL
   for (int i = 0; i < N; ++i) {
     const int64_t column = c + i * L;
-    v[i] = (load<L>(x + column) - load<L>(columns.mean + column)) * load<L>(columns.scale + column) +
-           load<L>(columns.shift + column);
+    v[i] =
+        (load<L>(x + column) - load<L>(columns.mean + column)) * load<L>(columns.scale + column) +
+        load<L>(columns.shift + column);
   }
   if (!activate_inline<Acc<S>, L>(v, kAct)) activate<Acc<S>, L>(v, N, job.activation);
   EVIT_UNROLL
@@ -185,7 +187,8 @@ EVIT_INLINE bool differentiate_inline(Vector<A, L> (&grad)[N], const Vector<A, L
   }
 }
 
-// x - mean, and the gradient before the activation, of N vectors whose parameters stand at `columns`.
+// x - mean, and the gradient before the activation, of N vectors whose parameters stand at
+// `columns`.
 template <class S, Activation kAct, int N>
 EVIT_INLINE void before_activation(const RowJob<S>& job, const S* const (&x)[N],
                                    const S* const (&dy)[N], const int64_t (&columns)[N],
@@ -205,6 +208,7 @@ EVIT_INLINE void before_activation(const RowJob<S>& job, const S* const (&x)[N],
 }
 
 // Adds the gradient before the activation, and its product with x - mean, to `sums` and `products`.
+// Where the job has an output, that gradient is kept there.
 template <class S, Activation kAct, int R>
 EVIT_INLINE void add_gradient(const RowJob<S>& job, int64_t row, Acc<S>* sums, Acc<S>* products) {
   constexpr int L = kLanes<S>;
@@ -226,6 +230,10 @@ EVIT_INLINE void add_gradient(const RowJob<S>& job, int64_t row, Acc<S>* sums, A
       columns[i] = c;
     }
     before_activation<S, kAct>(job, inputs, grads, columns, centred, grad);
+    if constexpr (kAct == Activation::kSilu) {
+      for (int i = 0; i < R && job.output != nullptr; ++i)
+        store<L>(job.output + (row + i) * job.width + c, grad[i]);
+    }
     EVIT_UNROLL
     for (int i = 0; i < R; ++i) product[i] = grad[i] * centred[i];
     store<L>(sums + c, load<L>(sums + c) + sum_of(grad));

@@ -10,7 +10,8 @@ template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t count) {
-    const size_t bytes = (static_cast<size_t>(count < 1 ? 1 : count) * sizeof(T) + 63) & ~size_t(63);
+    const size_t bytes =
+        (static_cast<size_t>(count < 1 ? 1 : count) * sizeof(T) + 63) & ~size_t(63);
     data_ = static_cast<T*>(std::aligned_alloc(64, bytes));
   }
   ~Buffer() { std::free(data_); }
@@ -27,8 +28,14 @@ class Buffer {
   T* data_;
 };
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t smaller(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+inline int64_t larger(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+inline int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
 
 }  // namespace

@@ -18,7 +18,8 @@ constexpr int64_t kMaxSplits = 32;
 constexpr int64_t kMaxPartialBytes = 8 << 20;
 constexpr char kNoMemory[] = "out of memory for scratch buffers";
 
-// Destination rows of one tile: as many as keep the ring in cache, evenly spread. From shapes alone.
+// Destination rows of one tile: as many as keep the ring in cache, evenly spread. From shapes
+// alone.
 int64_t tile_rows(const Plan& height, int64_t rows, int64_t slots, int64_t row_bytes) {
   int64_t tile = rows;
   while (tile > 1 && height.widest(rows, tile) * slots * row_bytes > kRingBytes)
@@ -90,7 +91,8 @@ class Convolution {
                               static_cast<int64_t>(sizeof(Acc<S>));
     rows_ = tile_rows(height_, size_[1], slots_, row_bytes);
     const int64_t row_tiles = ceil_div(size_[1], rows_);
-    // Time runs inside a tile, so that each frame is unpacked once; it is cut only to occupy threads.
+    // Time runs inside a tile, so that each frame is unpacked once; it is cut only to occupy
+    // threads.
     const int64_t tiles = p_.batch * row_tiles * groups;
     const int64_t time_tiles = smaller(size_[0], ceil_div(3 * p_.num_threads, larger(1, tiles)));
     frames_ = ceil_div(size_[0], time_tiles);
@@ -191,11 +193,12 @@ class Convolution {
 template <class S>
 class WeightGradient {
  public:
-  // Everything here follows from the shape: the split of the sum, and so its bits, never from threads.
+  // Everything here follows from the shape: the split of the sum, and so its bits, never from
+  // threads.
   explicit WeightGradient(const Problem& p)
       : p_(p),
-        columns_(columns_of<S>(p.kernel[2], p.stride[2], p.dilation[2], p.padding[2], false, p.in[2],
-                               p.out[2])),
+        columns_(columns_of<S>(p.kernel[2], p.stride[2], p.dilation[2], p.padding[2], false,
+                               p.in[2], p.out[2])),
         time_(p, 0, false),
         height_(p, 1, false),
         planes_(p, time_, p.out[0]),
@@ -310,7 +313,8 @@ class WeightGradient {
   static void add_bias(const WeightJob<Acc<S>>& job, Acc<S>* to) {
     V sums[4] = {};
     for (int64_t h = 0; h < job.rows; ++h)
-      for (int64_t w = 0; w < job.width; ++w) sums[w & 3] += load<L>(job.grads[h] + job.grad_offset + w * L);
+      for (int64_t w = 0; w < job.width; ++w)
+        sums[w & 3] += load<L>(job.grads[h] + job.grad_offset + w * L);
     store<L>(to, load<L>(to) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
   }
 

@@ -1,10 +1,11 @@
 // A ring of source frames, a few slabs of channels each, unpacked to the accumulation type.
 //
-// The kernels read every source element many times. In a channels-last tensor the columns of one slab
-// lie C elements apart, often a multiple of the cache's period, so they would evict each other; and
-// 16-bit storage would be converted at every read. Copied once into dense slabs, with zero columns
-// at both ends, a frame is read from L1, needs no bounds checks and no conversions. Several slabs are
-// copied together because memory is several times faster where whole runs of cache lines are read.
+// The kernels read every source element many times. In a channels-last tensor the columns of one
+// slab lie C elements apart, often a multiple of the cache's period, so they would evict each
+// other; and 16-bit storage would be converted at every read. Copied once into dense slabs, with
+// zero columns at both ends, a frame is read from L1, needs no bounds checks and no conversions.
+// Several slabs are copied together because memory is several times faster where whole runs of
+// cache lines are read.
 #pragma once
 
 #include "buffer.h"
@@ -20,8 +21,8 @@ class FrameRing {
  public:
   static constexpr int L = kLanes<S>;
 
-  // `slots` consecutive frames of up to `rows` rows of `width` columns of `slabs` slabs, with `left`
-  // and `right` zero columns around each row.
+  // `slots` consecutive frames of up to `rows` rows of `width` columns of `slabs` slabs, with
+  // `left` and `right` zero columns around each row.
   FrameRing(int64_t slots, int64_t rows, int64_t width, int64_t left, int64_t right, int64_t slabs)
       : slots_(slots),
         rows_(rows),
@@ -45,7 +46,8 @@ class FrameRing {
   int64_t slab_stride() const { return slab_stride_; }
 
   // Forgets all frames: what follows are other slabs, another tile or another sample.
-  // Rows [first_row, first_row + count) of the source will be held, `channels` of them from `source`.
+  // Rows [first_row, first_row + count) of the source will be held, `channels` of them from
+  // `source`.
   void start(const S* source, const int64_t* strides, int64_t first_row, int64_t count,
              int64_t channels) {
     source_ = source + first_row * strides[2];
@@ -56,7 +58,8 @@ class FrameRing {
     for (int64_t i = 0; i < slots_; ++i) frame_of_[i] = -1;
   }
 
-  // The first column (after the zeros on the left) of a row of a frame, first slab; reads it if need be.
+  // The first column (after the zeros on the left) of a row of a frame, first slab; reads it if
+  // need be.
   const Acc<S>* row(int64_t frame, int64_t row) {
     const int64_t slot = frame % slots_;
     if (frame_of_[slot] != frame) fill(slot, frame);

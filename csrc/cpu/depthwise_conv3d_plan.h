@@ -1,8 +1,9 @@
 // Which source frames and rows feed which destination: computed once a call, then only looked up.
 //
-// One routine serves forward and data gradient, time and height, zero and repeated borders. Taps that
-// fall outside are simply absent. Taps of one destination that a repeated border sends to the same
-// frame are merged: their weight planes are added first, so a clip of one frame costs one plane.
+// One routine serves forward and data gradient, time and height, zero and repeated borders. Taps
+// that fall outside are simply absent. Taps of one destination that a repeated border sends to the
+// same frame are merged: their weight planes are added first, so a clip of one frame costs one
+// plane.
 #pragma once
 
 #include "buffer.h"
@@ -28,7 +29,8 @@ class Plan {
     const int64_t destinations = transposed ? p.in[axis] : p.out[axis];
     for (int64_t i = 0; i < destinations + 2; ++i) begin_[i] = 0;
     // Counting sort by destination; begin_ is shifted by one slot while links are being placed.
-    visit(p, axis, [&](int64_t out, int64_t in, int, int) { ++begin_[(transposed ? in : out) + 2]; });
+    visit(p, axis,
+          [&](int64_t out, int64_t in, int, int) { ++begin_[(transposed ? in : out) + 2]; });
     for (int64_t i = 0; i < destinations; ++i) begin_[i + 2] += begin_[i + 1];
     visit(p, axis, [&](int64_t out, int64_t in, int first, int last) {
       const int64_t slot = begin_[(transposed ? in : out) + 1]++;
@@ -47,7 +49,8 @@ class Plan {
     return most;
   }
 
-  // Sources [first, last] that destinations [from, to) read; empty (last < first) when they read none.
+  // Sources [first, last] that destinations [from, to) read; empty (last < first) when they read
+  // none.
   void sources(int64_t from, int64_t to, int64_t* first, int64_t* last) const {
     *first = INT32_MAX;
     *last = -1;
@@ -57,7 +60,8 @@ class Plan {
     }
   }
 
-  // The largest number of sources between the first and the last of any `step` destinations in a row.
+  // The largest number of sources between the first and the last of any `step` destinations in a
+  // row.
   int64_t widest(int64_t destinations, int64_t step) const {
     int64_t most = 1, first, last;
     for (int64_t d = 0; d < destinations; d += step) {

@@ -1,6 +1,6 @@
 // Blocks of destination columns of a depthwise convolution (forward or data gradient), one slab of
-// channels. A block is held in registers while the source columns stream by: every source element is
-// loaded once per tap row and used for all its horizontal taps.
+// channels. A block is held in registers while the source columns stream by: every source element
+// is loaded once per tap row and used for all its horizontal taps.
 #pragma once
 
 #include "activation.h"
@@ -80,7 +80,8 @@ EVIT_INLINE void finish(const FrameJob<S>& job, int64_t h, int64_t w,
   for (int i = 0; i < N; ++i) sums[i] = totals[i] + bias;
   const int64_t offset = h * job.row_stride + w * job.column_stride;
   S* out = job.destination + offset;
-  if (job.multiplier == nullptr && job.lanes == L && activate_inline<Acc<S>, L>(sums, job.activation)) {
+  if (job.multiplier == nullptr && job.lanes == L &&
+      activate_inline<Acc<S>, L>(sums, job.activation)) {
     EVIT_UNROLL
     for (int i = 0; i < N; ++i) store<L>(out + i * job.column_stride, sums[i]);
     return;
@@ -240,7 +241,8 @@ Columns<S> columns_of(int64_t kernel, int64_t stride, int64_t dilation, int64_t 
       if (c.function != nullptr) return c;
     }
     if (dense && stride == 2 && scatter && (kernel == 3 || kernel == 5)) {
-      Columns<S> c = {kernel == 3 ? scatter_frame<S, 3> : scatter_frame<S, 5>, false, padding, 0, 0};
+      Columns<S> c = {kernel == 3 ? scatter_frame<S, 3> : scatter_frame<S, 5>, false, padding, 0,
+                      0};
       c.left = kernel;
       c.right = kernel + larger(0, (width + padding) / 2 - source_width);
       return c;

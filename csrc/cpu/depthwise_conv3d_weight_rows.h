@@ -58,7 +58,8 @@ EVIT_INLINE void weight_plane(const WeightJob<A>& job, int64_t first) {
           keep(x);
           EVIT_UNROLL
           for (int k = 0; k < KW; ++k)
-            if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B) sums[r][k] += x * grads[(j - k) / KS];
+            if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B)
+              sums[r][k] += x * grads[(j - k) / KS];
         }
       }
     }

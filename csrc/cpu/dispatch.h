@@ -15,15 +15,15 @@
   namespace v4 {                                      \
   result name parameters;                             \
   }
-#define EVIT_CALL(name, arguments)         \
-  switch (instruction_set()) {             \
-    case InstructionSet::kX86V4:           \
-      return v4::name arguments;           \
-    case InstructionSet::kX86V3:           \
-      return v3::name arguments;           \
-    case InstructionSet::kBaseline:        \
-      break;                               \
-  }                                        \
+#define EVIT_CALL(name, arguments)  \
+  switch (instruction_set()) {      \
+    case InstructionSet::kX86V4:    \
+      return v4::name arguments;    \
+    case InstructionSet::kX86V3:    \
+      return v3::name arguments;    \
+    case InstructionSet::kBaseline: \
+      break;                        \
+  }                                 \
   return baseline::name arguments;
 #else
 #define EVIT_DECLARE_LEVELS(result, name, parameters)
@@ -35,7 +35,9 @@
 #define EVIT_ENTRY(result, name, parameters, arguments) \
   namespace evit::cpu {                                 \
   EVIT_DECLARE_LEVELS(result, name, parameters)         \
-  result name parameters { EVIT_CALL(name, arguments) } \
+  result name parameters {                              \
+    EVIT_CALL(name, arguments)                          \
+  }                                                     \
   }
 #else
 #define EVIT_ENTRY(result, name, parameters, arguments)

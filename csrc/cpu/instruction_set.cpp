@@ -33,7 +33,9 @@ std::atomic<InstructionSet>& current() {
 
 }  // namespace
 
-InstructionSet instruction_set() { return current().load(std::memory_order_relaxed); }
+InstructionSet instruction_set() {
+  return current().load(std::memory_order_relaxed);
+}
 
 bool set_instruction_set(InstructionSet wanted) {
   if (!supported(wanted)) return false;

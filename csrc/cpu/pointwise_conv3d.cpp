@@ -9,10 +9,10 @@ namespace {
 using evit::Status;
 using Problem = evit::PointwiseConv3dProblem;
 
-constexpr int64_t kBlock = 8 * kTokens;    // tokens of one task
-constexpr int64_t kSplitTokens = 2048;     // tokens of one partial sum of the weight gradient
+constexpr int64_t kBlock = 8 * kTokens;  // tokens of one task
+constexpr int64_t kSplitTokens = 2048;   // tokens of one partial sum of the weight gradient
 constexpr int64_t kMaxSplits = 16;
-constexpr int64_t kChunk = 256;            // tokens that the weight gradient reads at a time
+constexpr int64_t kChunk = 256;  // tokens that the weight gradient reads at a time
 constexpr char kNoMemory[] = "out of memory for scratch buffers";
 
 // Rows of C values as the products read them: the tensor itself where it is float and whole vectors
@@ -188,7 +188,8 @@ Status multiply(const Product<S>& p) {
   {
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < panels; ++panel)
-      pack_panel(p, panel / group_panels, panel % group_panels, packed.data() + panel * p.depth * W);
+      pack_panel(p, panel / group_panels, panel % group_panels,
+                 packed.data() + panel * p.depth * W);
 
     Rows<S> rows(p.source, p.groups * p.depth, p.source_stride, kBlock, false, p.depth);
 #pragma omp for schedule(dynamic)
@@ -383,7 +384,8 @@ namespace evit::cpu::EVIT_ISA {
 Status pointwise_conv3d_forward(const Problem& p, const void* input, const void* weight,
                                 const void* bias, const void* residual, void* output) {
   return with_storage(p.dtype, [&](auto s) {
-    return forward_as<typename decltype(s)::type>(p, input, weight, bias, residual, nullptr, output);
+    return forward_as<typename decltype(s)::type>(p, input, weight, bias, residual, nullptr,
+                                                  output);
   });
 }
 

@@ -18,7 +18,8 @@ constexpr int kPanel = 2;  // vectors of output channels of one tile
 constexpr int64_t kDepth = 256;
 constexpr int64_t kTerms = 64;  // of the weight gradient
 
-// sums[m][n] = sum over k of a[m * stride + k] * panel[k][n]: M tokens, the first N vectors of a panel.
+// sums[m][n] = sum over k of a[m * stride + k] * panel[k][n]: M tokens, the first N vectors of a
+// panel.
 template <class A, int M, int N>
 EVIT_INLINE void short_product_tile(const A* a, int64_t stride, const A* panel, int64_t depth,
                                     Vector<A, kVectorBytes / int(sizeof(A))> (&sums)[M][N]) {
@@ -120,8 +121,8 @@ EVIT_INLINE void outer_tile(const A* a, int64_t a_stride, const A* b, int64_t b_
   }
 }
 
-// to[i] += sum over tokens t of a[t * stride + i], for i < width. Eight partial sums: fast, and more
-// exact than one long one.
+// to[i] += sum over tokens t of a[t * stride + i], for i < width. Eight partial sums: fast, and
+// more exact than one long one.
 template <class A>
 void add_rows(const A* a, int64_t stride, int64_t tokens, int64_t width, A* to) {
   for_each_slab<A>(width, [&](auto lanes, int64_t i) {

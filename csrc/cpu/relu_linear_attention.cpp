@@ -1,4 +1,5 @@
-// ReLU linear attention on CPUs: sums over fixed splits of the tokens, then one pass over all tokens.
+// ReLU linear attention on CPUs: sums over fixed splits of the tokens, then one pass over all
+// tokens.
 //
 // With r = relu, M = sum r(k) v^T, z = sum r(k), per token: den = r(q) . z + eps, o = r(q) M / den.
 // Backward, with g the gradient of o: dn = g / den, u = M dn, dd = -(r(q) . u) / den; then
@@ -15,9 +16,13 @@ using evit::HeadsView;
 using evit::Status;
 using Problem = evit::ReluLinearAttentionProblem;
 
-constexpr int64_t kTaskHeads = 8;     // heads of one task, neighbours in memory
+constexpr int64_t kTaskHeads = 8;      // heads of one task, neighbours in memory
 constexpr int64_t kSplitTokens = 256;  // of one partial sum, at least
 constexpr int64_t kMaxSplits = 64;
+// Inputs beyond this come from memory: blocks are then short enough for the next one to be brought
+// into the first-level cache while this one is worked on, in the order in which it lies in memory.
+constexpr int64_t kCachedBytes = 16 << 20;
+constexpr int64_t kStreamedTokens = 16;
 
 // A task's heads: `count` from `first` on in their source, `global` among all heads.
 struct Group {
@@ -35,29 +40,31 @@ struct Task {
   int64_t end;
 };
 
-// Sizes and the division of the work. Splits are functions of the shape alone, never of the threads.
+// Sizes and the division of the work. Splits are functions of the shape alone, never of the
+// threads.
 template <class A>
 struct Work {
   const Problem& p;
   int64_t width;
   int64_t padded;
   int64_t matrix;  // elements of M and, after its rows, z
-  int64_t block;   // tokens
+  int64_t block;   // elements of a block of tokens
+  bool streamed;   // the inputs are larger than the caches
   int64_t heads;
   int64_t splits;
   int64_t split_tokens;
   int64_t num_groups;
   Buffer<Group> groups;
 
-  explicit Work(const Problem& problem) : p(problem), groups(count_groups(problem)) {
+  Work(const Problem& problem, int64_t element_bytes) : p(problem), groups(count_groups(problem)) {
     constexpr int L = kLanes<A>;
     width = p.width;
     padded = ceil_div(width, L) * L;
     matrix = (width + 1) * padded;
-    block = padded <= 32 ? 64 : 32;
+    block = kBlockTokens * padded;
     // A partial sum must stay small beside the tokens it sums.
     splits = smaller(kMaxSplits, ceil_div(p.tokens, larger(kSplitTokens, 4 * width)));
-    split_tokens = ceil_div(ceil_div(p.tokens, splits), kRowMultiple) * kRowMultiple;
+    split_tokens = ceil_div(ceil_div(p.tokens, splits), kTokenMultiple) * kTokenMultiple;
     splits = ceil_div(p.tokens, split_tokens);
     num_groups = count_groups(p);
     heads = 0;
@@ -68,6 +75,7 @@ struct Work {
         groups[next++] = {&source, first, smaller(kTaskHeads, source.heads - first), heads + first};
       heads += source.heads;
     }
+    streamed = p.batch * heads * p.tokens * 3 * width * element_bytes > kCachedBytes;
   }
 
   static int64_t count_groups(const Problem& p) {
@@ -93,18 +101,56 @@ struct Work {
 };
 
 template <class S>
-S* row(const HeadsView& view, const Task& task, int64_t head, int64_t token) {
+S* at(const HeadsView& view, const Task& task, int64_t head, int64_t token) {
   return static_cast<S*>(view.data) + task.batch * view.batch_stride +
          (task.group->first + head) * view.head_stride + token * view.token_stride;
 }
 
-// Calls body(head, token, rows) for every block of a task: all heads of a block, then the next block.
+// Calls body(head, first token, tokens) for every block of a task, heads inside: they are
+// neighbours.
 template <class A, class F>
 EVIT_INLINE void for_each_block(const Work<A>& w, const Task& task, F&& body) {
-  for (int64_t token = task.begin; token < task.end; token += w.block)
+  const int64_t step = w.streamed ? kStreamedTokens : kBlockTokens;
+  for (int64_t token = task.begin; token < task.end; token += step)
     for (int64_t head = 0; head < task.group->count; ++head)
-      body(head, token, smaller(w.block, task.end - token));
+      body(head, token, smaller(step, task.end - token));
 }
+
+// Prefetches the next block of a view, in the order of memory, one head of one token at a time.
+template <class S>
+class Ahead {
+ public:
+  Ahead(const Work<Acc<S>>& w, const HeadsView& view, const Task& task)
+      : active_(w.streamed),
+        next_(reinterpret_cast<const char*>(
+            at<const S>(view, task, 0, task.begin + kStreamedTokens))),
+        heads_(task.group->count),
+        left_(heads_),
+        bytes_(w.width * size),
+        head_step_(view.head_stride * size),
+        token_step_((view.token_stride - heads_ * view.head_stride) * size) {}
+
+  // To be called for every vector of features that is read; the first of a token counts.
+  EVIT_INLINE void advance(int64_t feature) {
+    if (!active_ || feature != 0) return;
+    for (int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(next_ + i);
+    next_ += head_step_;
+    if (--left_ == 0) {
+      left_ = heads_;
+      next_ += token_step_;
+    }
+  }
+
+ private:
+  static constexpr int64_t size = sizeof(S);
+  bool active_;
+  const char* next_;
+  int64_t heads_;
+  int64_t left_;
+  int64_t bytes_;
+  int64_t head_step_;
+  int64_t token_step_;
+};
 
 template <class A>
 void clear(A* x, int64_t count) {
@@ -140,9 +186,9 @@ void transpose(const Work<A>& w, const A* matrix, int64_t stride, A* transposed)
 // divided by it is 0, whatever it is.
 template <class A>
 struct Normalisers {
-  A value[64];
-  A inverse[64];
-  A scale[64];
+  A value[kBlockTokens];
+  A inverse[kBlockTokens];
+  A scale[kBlockTokens];
 
   template <class V>
   EVIT_INLINE V divide(V x, int64_t t) const {
@@ -151,19 +197,18 @@ struct Normalisers {
 };
 
 template <class A>
-EVIT_INLINE void normalise(const Work<A>& w, const A* query, const A* z, int64_t rows,
+EVIT_INLINE void normalise(const Work<A>& w, const A* queries, const A* z, int64_t tokens,
                            Normalisers<A>& n) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   const V zero = {}, one = broadcast<L>(A(1)), eps = broadcast<L>(static_cast<A>(w.p.eps));
   const V tiny = broadcast<L>(A(0x1p-60)), huge = broadcast<L>(A(0x1p60));
-  rows = ceil_div(rows, kRowMultiple) * kRowMultiple;
-  row_products<A>(query, z, 0, rows, w.padded, n.value);
-  for (int64_t t = 0; t < rows; t += L) {
+  inner_products<A>(queries, z, kRowSteps<A>, tokens, w.padded, n.value);
+  for (int64_t t = 0; t < tokens; t += L) {
     const V den = load<L>(n.value + t) + eps;
-    store<L>(n.value + t, den);
     const V magnitude = den < zero ? -den : den;
     const V scale = magnitude < tiny ? huge : one;
+    store<L>(n.value + t, den);
     store<L>(n.inverse + t, one / (den * scale));
     store<L>(n.scale + t, den == zero ? zero : scale);
   }
@@ -176,49 +221,59 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   using A = Acc<S>;
   const AttentionSource& source = *task.group->source;
   A* keys = scratch;
-  A* values = scratch + w.block * w.padded;
+  A* values = scratch + w.block;
   clear(partials + w.offset(task, 0, task.split), task.group->count * w.matrix);
-  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t rows) {
+  Ahead<S> next_keys(w, source.k, task), next_values(w, source.v, task);
+  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     A* sums = partials + w.offset(task, head, task.split);
-    const int64_t end = ceil_div(rows, kRowMultiple) * kRowMultiple;
-    pack(row<const S>(source.k, task, head, token), source.k.token_stride, rows, w.width, w.padded,
-         keys, [](auto x, int64_t) { return relu(x); });
-    add_column_sums<A>(keys, nullptr, end, w.padded, sums + w.width * w.padded);
-    const S* value = row<const S>(source.v, task, head, token);
+    pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
+         keys, [&](auto x, int64_t, int64_t c) {
+           next_keys.advance(c);
+           next_values.advance(c);
+           return relu(x);
+         });
+    add_token_sums<A>(keys, nullptr, whole_tokens(tokens), w.padded, sums + w.width * w.padded);
+    const S* value = at<const S>(source.v, task, head, token);
     if constexpr (sizeof(S) == sizeof(A)) {
       if (w.width == w.padded) {
-        add_outer<A>(keys, value, source.v.token_stride, rows, w.width, w.padded, sums);
+        const Steps in_place = {source.v.token_stride, kLanes<A>};
+        add_outer<A>(keys, value, in_place, tokens, w.width, w.padded, sums);
         return;
       }
     }
-    pack(value, source.v.token_stride, rows, w.width, w.padded, values,
-         [](auto x, int64_t) { return x; });
-    add_outer<A>(keys, values, w.padded, rows, w.width, w.padded, sums);
+    pack(value, source.v.token_stride, tokens, w.width, w.padded, values,
+         [](auto x, int64_t, int64_t) { return x; });
+    add_outer<A>(keys, values, kBlockSteps<A>, tokens, w.width, w.padded, sums);
   });
 }
 
 template <class S>
 void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals) {
   using A = Acc<S>;
-  constexpr int L = kLanes<A>;
   const AttentionSource& source = *task.group->source;
+  A* queries = scratch;
+  A* products = scratch + w.block;
   Normalisers<A> n;
-  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t rows) {
+  Ahead<S> next_queries(w, source.q, task);
+  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     const A* matrix = totals + w.offset(task, head, 0);
-    pack(row<const S>(source.q, task, head, token), source.q.token_stride, rows, w.width, w.padded,
-         scratch, [](auto x, int64_t) { return relu(x); });
-    normalise<A>(w, scratch, matrix + w.width * w.padded, rows, n);
-    S* output = row<S>(source.output, task, head, token);
-    apply<A>(scratch, matrix, rows, w.width, w.padded, [&](int64_t t, int64_t j, Vector<A, L> sums) {
-      store_lanes<S, L>(output + t * source.output.token_stride + j, n.divide(sums, t), w.width - j);
-    });
+    const int64_t whole = whole_tokens(tokens);
+    pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
+         queries, [&](auto x, int64_t, int64_t c) {
+           next_queries.advance(c);
+           return relu(x);
+         });
+    normalise<A>(w, queries, matrix + w.width * w.padded, whole, n);
+    multiply<A>(queries, matrix, whole, w.width, w.padded, products);
+    unpack(products, tokens, w.width, at<S>(source.output, task, head, token),
+           source.output.token_stride, [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
   });
 }
 
 template <class S>
 Status forward_as(const Problem& p, void* state) {
   using A = Acc<S>;
-  const Work<A> w(p);
+  const Work<A> w(p, sizeof(S));
   const int64_t all = w.matrices() * w.matrix;
   const bool dense = w.width == w.padded;
   Buffer<A> partials(w.splits > 1 ? w.splits * all : 0);
@@ -230,7 +285,7 @@ Status forward_as(const Problem& p, void* state) {
 
 #pragma omp parallel num_threads(w.threads()) if (w.threads() > 1)
   {
-    Buffer<A> scratch(2 * w.block * w.padded);
+    Buffer<A> scratch(2 * w.block);
     if (!scratch.ok()) {
 #pragma omp atomic write
       failed = true;
@@ -268,95 +323,98 @@ bool any_wants_keys(const Problem& p) {
 
 // dq, and the partial sums of dM and dz. `turned` holds the transposes of M, and z.
 template <class S>
-void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* turned,
-                           Acc<S>* partials) {
+void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch,
+                           const Acc<S>* turned, Acc<S>* partials) {
   using A = Acc<S>;
   constexpr int L = kLanes<A>;
-  using V = Vector<A, L>;
   const AttentionSource& source = *task.group->source;
   const bool wants_q = source.grad_q.data != nullptr;
   const bool wants_u = wants_q || source.grad_k.data != nullptr;
-  A* queries = scratch;
-  A* grads = scratch + w.block * w.padded;
-  A* products = scratch + 2 * w.block * w.padded;
   if (!wants_q && !wants_keys(source)) return;
   if (wants_keys(source))
     clear(partials + w.offset(task, 0, task.split), task.group->count * w.matrix);
+  A* queries = scratch;
+  A* grads = scratch + w.block;
+  A* products = scratch + 2 * w.block;
   Normalisers<A> n;
-  A slope[64];  // dd
-  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t rows) {
+  A slope[kBlockTokens];  // dd
+  Ahead<S> next_queries(w, source.q, task), next_grads(w, source.output, task);
+  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     const A* matrix = turned + w.offset(task, head, 0);
     const A* z = matrix + w.width * w.padded;
-    const int64_t end = ceil_div(rows, kRowMultiple) * kRowMultiple;
-    pack(row<const S>(source.q, task, head, token), source.q.token_stride, rows, w.width, w.padded,
-         queries, [](auto x, int64_t) { return relu(x); });
-    normalise<A>(w, queries, z, rows, n);
-    pack(row<const S>(source.output, task, head, token), source.output.token_stride, rows, w.width,
-         w.padded, grads, [&](auto x, int64_t t) { return n.divide(x, t); });
+    const int64_t whole = whole_tokens(tokens);
+    pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
+         queries, [&](auto x, int64_t, int64_t c) {
+           next_queries.advance(c);
+           return relu(x);
+         });
+    normalise<A>(w, queries, z, whole, n);
+    pack(at<const S>(source.output, task, head, token), source.output.token_stride, tokens, w.width,
+         w.padded, grads, [&](auto x, int64_t t, int64_t c) {
+           next_grads.advance(c);
+           return n.divide(x, t);
+         });
     if (wants_u) {
-      apply<A>(grads, matrix, end, w.width, w.padded, [&](int64_t t, int64_t j, V sums) {
-        store<L>(products + t * w.padded + j, sums);
-      });
-      for (int64_t t = 0; w.width < w.padded && t < rows; ++t)
-        clear(products + t * w.padded + w.width, w.padded - w.width);
-      row_products<A>(queries, products, w.padded, end, w.padded, slope);
-      // Divided, not multiplied by the inverse: u carries the inverse's rounding error once, dd must
-      // not carry it twice, for in dq the two cancel.
-      for (int64_t t = 0; t < end; t += L) {
-        const V den = load<L>(n.value + t), zero = {};
+      multiply<A>(grads, matrix, whole, w.width, w.padded, products);
+      for (int64_t c = w.width; c < w.padded; ++c)
+        for (int64_t t = 0; t < tokens; ++t) products[position<A>(t, c)] = 0;
+      inner_products<A>(queries, products, kBlockSteps<A>, whole, w.padded, slope);
+      // Divided, not multiplied by the inverse: u carries the inverse's rounding error once, dd
+      // must not carry it twice, for in dq the two cancel.
+      for (int64_t t = 0; t < whole; t += L) {
+        const Vector<A, L> den = load<L>(n.value + t), zero = {};
         store<L>(slope + t, den == zero ? zero : -load<L>(slope + t) / den);
       }
     }
-    if (wants_q) {
-      S* target = row<S>(source.grad_q, task, head, token);
-      for (int64_t t = 0; t < rows; ++t)
-        for (int64_t j = 0; j < w.padded; j += L) {
-          const V gradient = load<L>(products + t * w.padded + j) + load<L>(z + j) * slope[t];
-          store_lanes<S, L>(target + t * source.grad_q.token_stride + j,
-                            where_positive(load<L>(queries + t * w.padded + j), gradient),
-                            w.width - j);
-        }
-    }
+    if (wants_q)
+      unpack(products, tokens, w.width, at<S>(source.grad_q, task, head, token),
+             source.grad_q.token_stride, [&](auto u, int64_t t, int64_t c) {
+               constexpr int l = sizeof(u) / sizeof(A);
+               return where_positive(load<l>(queries + position<A>(t, c)),
+                                     u + load<l>(z + c) * slope[t]);
+             });
     if (!wants_keys(source)) return;
     A* sums = partials + w.offset(task, head, task.split);
-    add_outer<A>(queries, grads, w.padded, rows, w.width, w.padded, sums);
-    if (wants_u) add_column_sums<A>(queries, slope, end, w.padded, sums + w.width * w.padded);
+    add_outer<A>(queries, grads, kBlockSteps<A>, tokens, w.width, w.padded, sums);
+    if (wants_u) add_token_sums<A>(queries, slope, whole, w.padded, sums + w.width * w.padded);
   });
 }
 
 // dk and dv from dM, dz and the transposes of dM.
 template <class S>
-void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals,
-                        const Acc<S>* turned) {
+void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch,
+                        const Acc<S>* totals, const Acc<S>* turned) {
   using A = Acc<S>;
-  constexpr int L = kLanes<A>;
-  using V = Vector<A, L>;
   const AttentionSource& source = *task.group->source;
   if (!wants_keys(source)) return;
   A* keys = scratch;
-  A* values = scratch + w.block * w.padded;
-  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t rows) {
-    pack(row<const S>(source.k, task, head, token), source.k.token_stride, rows, w.width, w.padded,
-         keys, [](auto x, int64_t) { return relu(x); });
+  A* values = scratch + w.block;
+  A* products = scratch + 2 * w.block;
+  Ahead<S> next_keys(w, source.k, task), next_values(w, source.v, task);
+  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
+    const int64_t whole = whole_tokens(tokens);
+    pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
+         keys, [&](auto x, int64_t, int64_t c) {
+           next_keys.advance(c);
+           next_values.advance(c);
+           return relu(x);
+         });
     if (source.grad_k.data != nullptr) {
       const A* matrix = turned + w.offset(task, head, 0);
       const A* slope = matrix + w.width * w.padded;
-      S* target = row<S>(source.grad_k, task, head, token);
-      pack(row<const S>(source.v, task, head, token), source.v.token_stride, rows, w.width, w.padded,
-           values, [](auto x, int64_t) { return x; });
-      apply<A>(values, matrix, rows, w.width, w.padded, [&](int64_t t, int64_t j, V sums) {
-        store_lanes<S, L>(
-            target + t * source.grad_k.token_stride + j,
-            where_positive(load<L>(keys + t * w.padded + j), sums + load<L>(slope + j)),
-            w.width - j);
-      });
+      pack(at<const S>(source.v, task, head, token), source.v.token_stride, tokens, w.width,
+           w.padded, values, [](auto x, int64_t, int64_t) { return x; });
+      multiply<A>(values, matrix, whole, w.width, w.padded, products);
+      unpack(products, tokens, w.width, at<S>(source.grad_k, task, head, token),
+             source.grad_k.token_stride, [&](auto x, int64_t t, int64_t c) {
+               constexpr int l = sizeof(x) / sizeof(A);
+               return where_positive(load<l>(keys + position<A>(t, c)), x + load<l>(slope + c));
+             });
     }
     if (source.grad_v.data != nullptr) {
-      S* target = row<S>(source.grad_v, task, head, token);
-      apply<A>(keys, totals + w.offset(task, head, 0), rows, w.width, w.padded,
-               [&](int64_t t, int64_t j, V sums) {
-                 store_lanes<S, L>(target + t * source.grad_v.token_stride + j, sums, w.width - j);
-               });
+      multiply<A>(keys, totals + w.offset(task, head, 0), whole, w.width, w.padded, products);
+      unpack(products, tokens, w.width, at<S>(source.grad_v, task, head, token),
+             source.grad_v.token_stride, [](auto x, int64_t, int64_t) { return x; });
     }
   });
 }
@@ -364,7 +422,7 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
 template <class S>
 Status backward_as(const Problem& p, const void* state) {
   using A = Acc<S>;
-  const Work<A> w(p);
+  const Work<A> w(p, sizeof(S));
   const int64_t all = w.matrices() * w.matrix;
   const bool any_keys = any_wants_keys(p);
   Buffer<A> turned(all);
@@ -376,7 +434,7 @@ Status backward_as(const Problem& p, const void* state) {
 
 #pragma omp parallel num_threads(w.threads()) if (w.threads() > 1)
   {
-    Buffer<A> scratch(3 * w.block * w.padded);
+    Buffer<A> scratch(3 * w.block);
     if (!scratch.ok()) {
 #pragma omp atomic write
       failed = true;

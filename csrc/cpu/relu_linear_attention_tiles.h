@@ -1,8 +1,10 @@
 // The pieces of linear attention on one block of tokens of one head, all in the accumulation type.
 //
-// A block is dense: rows of `padded` features, the width rounded up to whole vectors; padding lanes
-// are zero, and so are the rows up to the next multiple of kRowMultiple. Matrices have padded rows too.
-// Lanes beyond the width may hold anything in results (0 * infinity is NaN): they are never read back.
+// A block is stored in panels of one vector of features: panel p holds, token after token, features
+// [p L, (p + 1) L). So all addresses within a tile are constants. Lanes beyond the width are zero
+// in what is packed; so are the tokens up to the next multiple of kTokenMultiple. Matrices are
+// row-major with rows of `padded` features, the width rounded up to whole vectors. In products,
+// lanes beyond the width may hold anything (0 * infinity is NaN): they are never used.
 #pragma once
 
 #include "buffer.h"
@@ -10,13 +12,32 @@
 
 namespace {
 
+constexpr int64_t kBlockTokens = 64;
+constexpr int64_t kTokenMultiple = 16;
+
 // Sums held in registers by a tile; what is left of the register file feeds them.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTileSums = 16;
 #else
 constexpr int kTileSums = 8;
 #endif
-constexpr int64_t kRowMultiple = 16;
+// Vectors of columns in a tile: the more, the fewer loads per product.
+template <class A>
+constexpr int kTileColumns = kTileSums / kLanes<A> >= 4 ? 4 : 2;
+
+template <class A>
+constexpr int64_t kPanel = kBlockTokens * kLanes<A>;
+
+// Where in a block a feature of a token is.
+template <class A>
+EVIT_INLINE int64_t position(int64_t token, int64_t feature) {
+  constexpr int L = kLanes<A>;
+  return feature / L * kPanel<A> + token * L + feature % L;
+}
+
+inline int64_t whole_tokens(int64_t tokens) {
+  return ceil_div(tokens, kTokenMultiple) * kTokenMultiple;
+}
 
 // A maximum would hide NaN; this keeps it, as PyTorch does.
 template <class V>
@@ -34,36 +55,39 @@ EVIT_INLINE V where_positive(V x, V gradient) {
 
 // ---- between tensors and blocks ----
 
-// Copies rows of a tensor into a block; op(vector, row) transforms them on the way.
+// Copies tokens of a tensor into a block; op(vector, token, feature) transforms on the way.
 template <class S, class F>
-EVIT_INLINE void pack(const S* source, int64_t stride, int64_t rows, int64_t width, int64_t padded,
-                      Acc<S>* block, F&& op) {
+EVIT_INLINE void pack(const S* source, int64_t stride, int64_t tokens, int64_t width,
+                      int64_t padded, Acc<S>* block, F&& op) {
+  using A = Acc<S>;
   for_each_slab<S>(width, [&](auto lanes, int64_t c) {
     constexpr int L = lanes.value;
-    for (int64_t t = 0; t < rows; ++t)
-      store<L>(block + t * padded + c, op(load<L>(source + t * stride + c), t));
+    A* target = block + position<A>(0, c);
+    for (int64_t t = 0; t < tokens; ++t) {
+      store<L>(target + t * kLanes<A>, op(load<L>(source + t * stride + c), t, c));
+    }
   });
-  for (int64_t t = 0; width < padded && t < rows; ++t)
-    for (int64_t c = width; c < padded; ++c) block[t * padded + c] = 0;
-  const int64_t end = ceil_div(rows, kRowMultiple) * kRowMultiple * padded;
-  for (int64_t i = rows * padded; i < end; ++i) block[i] = 0;
+  for (int64_t c = width; c < padded; ++c)
+    for (int64_t t = 0; t < tokens; ++t) block[position<A>(t, c)] = 0;
+  for (int64_t c = 0; c < padded; c += kLanes<A>)
+    for (int64_t t = tokens; t < whole_tokens(tokens); ++t)
+      store<kLanes<A>>(block + position<A>(t, c), Vector<A, kLanes<A>>{});
 }
 
-// Stores a vector to a tensor, or its first `count` lanes where the width ends inside it.
-template <class S, int L>
-EVIT_INLINE void store_lanes(S* destination, Vector<Acc<S>, L> v, int64_t count) {
-  if (count >= L) {
-    store<L>(destination, v);
-    return;
-  }
-  Acc<S> lanes[L];
-  store<L>(lanes, v);
-  for_each_slab<S>(count, [&](auto width, int64_t c) {
-    store<width.value>(destination + c, load<width.value>(lanes + c));
+// Copies a block to tokens of a tensor; op(vector, token, feature) transforms on the way.
+template <class S, class F>
+EVIT_INLINE void unpack(const Acc<S>* block, int64_t tokens, int64_t width, S* destination,
+                        int64_t stride, F&& op) {
+  using A = Acc<S>;
+  for_each_slab<S>(width, [&](auto lanes, int64_t c) {
+    constexpr int L = lanes.value;
+    const A* source = block + position<A>(0, c);
+    for (int64_t t = 0; t < tokens; ++t)
+      store<L>(destination + t * stride + c, op(load<L>(source + t * kLanes<A>), t, c));
   });
 }
 
-// ---- sums along rows and columns ----
+// ---- sums along tokens and features ----
 
 template <int... I>
 struct Lanes {};
@@ -74,9 +98,9 @@ struct LanesUpTo<0, I...> {
   using type = Lanes<I...>;
 };
 
-// How two vectors of sums, of rows a and b, are folded into one: the lanes of `low` and of `high` are
-// added. Within 128 bits first, by interleaving, then whole groups of 128 bits: each is one cheap
-// instruction, and after log2(L) folds lane t holds the sum of row t.
+// How two vectors of sums, of rows a and b, are folded into one: the lanes of `low` and of `high`
+// are added. Within 128 bits first, by interleaving, then whole groups of 128 bits: each is one
+// cheap instruction, and after log2(L) folds lane t holds the sum of row t.
 struct FoldSingles {
   static constexpr int lane(int i, int length, int high) {
     return i / 4 * 4 + (i % 4 >> 1) + 2 * high + (i & 1) * length;
@@ -130,35 +154,46 @@ EVIT_INLINE Vector<double, L> sums_of_rows(Vector<double, L> (&rows)[L]) {
   return sums;
 }
 
-// out[t] = a[t] . b[t], for whole multiples of kRowMultiple rows; b_stride 0 takes one b for all.
+// Where the second factor of a product lies: strides of a token and of a vector of features.
+struct Steps {
+  int64_t token;
+  int64_t vector;
+};
 template <class A>
-EVIT_INLINE void row_products(const A* a, const A* b, int64_t b_stride, int64_t rows, int64_t padded,
-                              A* out) {
+constexpr Steps kBlockSteps = {kLanes<A>, kPanel<A>};
+template <class A>
+constexpr Steps kRowSteps = {0, kLanes<A>};  // one row, the same for all tokens
+
+// out[t] = sum over features of a[t] b[t], for whole multiples of kTokenMultiple tokens.
+template <class A>
+EVIT_INLINE void inner_products(const A* a, const A* b, Steps b_steps, int64_t tokens,
+                                int64_t padded, A* out) {
   constexpr int L = kLanes<A>;
-  for (int64_t t = 0; t < rows; t += L) {
-    Vector<A, L> sums[L];
-    EVIT_UNROLL
-    for (int i = 0; i < L; ++i) sums[i] = load<L>(a + (t + i) * padded) * load<L>(b + (t + i) * b_stride);
-    for (int64_t c = L; c < padded; c += L) {
+  for (int64_t t = 0; t < tokens; t += L) {
+    Vector<A, L> sums[L] = {};
+    for (int64_t p = 0; p < padded / L; ++p) {
       EVIT_UNROLL
       for (int i = 0; i < L; ++i)
-        sums[i] += load<L>(a + (t + i) * padded + c) * load<L>(b + (t + i) * b_stride + c);
+        sums[i] += load<L>(a + p * kPanel<A> + (t + i) * L) *
+                   load<L>(b + p * b_steps.vector + (t + i) * b_steps.token);
     }
     store<L>(out + t, sums_of_rows<L>(sums));
   }
 }
 
-// sums[c] += sum over t of block[t][c], times factor[t] where given; for multiples of kRowMultiple.
+// sums[c] += sum over tokens of block[t][c], times factor[t] where given; whole multiples of
+// tokens.
 template <class A>
-EVIT_INLINE void add_column_sums(const A* block, const A* factor, int64_t rows, int64_t padded,
-                                 A* sums) {
+EVIT_INLINE void add_token_sums(const A* block, const A* factor, int64_t tokens, int64_t padded,
+                                A* sums) {
   constexpr int L = kLanes<A>;
   for (int64_t c = 0; c < padded; c += L) {
+    const A* panel = block + position<A>(0, c);
     Vector<A, L> part[4] = {};
-    for (int64_t t = 0; t < rows; t += 4) {
+    for (int64_t t = 0; t < tokens; t += 4) {
       EVIT_UNROLL
       for (int i = 0; i < 4; ++i) {
-        const Vector<A, L> x = load<L>(block + (t + i) * padded + c);
+        const Vector<A, L> x = load<L>(panel + (t + i) * L);
         part[i] += factor != nullptr ? x * factor[t + i] : x;
       }
     }
@@ -168,22 +203,23 @@ EVIT_INLINE void add_column_sums(const A* block, const A* factor, int64_t rows, 
 
 // ---- products of blocks and matrices ----
 
-// sums[i][j] += sum over t of a[t][i] b[t][j], for R rows and C vectors of columns. Starts from zero
-// and adds once at the end: sums over blocks are shorter, and their rounding errors smaller.
+// sums[i][j] += sum over tokens of a[t][i] b[t][j], for R rows and C vectors of columns. Starts
+// from zero and adds once at the end: sums over blocks are shorter, and their rounding errors
+// smaller.
 template <class A, int R, int C>
-EVIT_INLINE void outer_tile(const A* a, int64_t a_stride, const A* b, int64_t b_stride, int64_t rows,
-                            A* sums, int64_t padded) {
+EVIT_INLINE void outer_tile(const A* a, const A* b, Steps b_steps, int64_t tokens, A* sums,
+                            int64_t padded) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   V tile[R][C] = {};
-  for (int64_t t = 0; t < rows; ++t) {
+  for (int64_t t = 0; t < tokens; ++t) {
     V right[C];
     EVIT_UNROLL
-    for (int c = 0; c < C; ++c) right[c] = load<L>(b + t * b_stride + c * L);
+    for (int c = 0; c < C; ++c) right[c] = load<L>(b + t * b_steps.token + c * b_steps.vector);
     EVIT_UNROLL
     for (int r = 0; r < R; ++r) {
       EVIT_UNROLL
-      for (int c = 0; c < C; ++c) tile[r][c] += right[c] * a[t * a_stride + r];
+      for (int c = 0; c < C; ++c) tile[r][c] += right[c] * a[t * L + r];
     }
   }
   EVIT_UNROLL
@@ -197,67 +233,74 @@ EVIT_INLINE void outer_tile(const A* a, int64_t a_stride, const A* b, int64_t b_
 }
 
 template <class A, int C>
-EVIT_INLINE void outer_columns(const A* a, int64_t padded, const A* b, int64_t b_stride, int64_t rows,
-                               int64_t width, A* sums) {
-  constexpr int R = kTileSums / C;
+EVIT_INLINE void outer_columns(const A* a, const A* b, Steps b_steps, int64_t tokens, int64_t width,
+                               A* sums, int64_t padded) {
+  constexpr int L = kLanes<A>;
+  constexpr int R = kTileSums / C < L ? kTileSums / C : L;  // divides a panel
   int64_t i = 0;
   for (; i + R <= width; i += R)
-    outer_tile<A, R, C>(a + i, padded, b, b_stride, rows, sums + i * padded, padded);
-  if constexpr (R > 4)
-    for (; i + 4 <= width; i += 4)
-      outer_tile<A, 4, C>(a + i, padded, b, b_stride, rows, sums + i * padded, padded);
+    outer_tile<A, R, C>(a + position<A>(0, i), b, b_steps, tokens, sums + i * padded, padded);
   for (; i < width; ++i)
-    outer_tile<A, 1, C>(a + i, padded, b, b_stride, rows, sums + i * padded, padded);
+    outer_tile<A, 1, C>(a + position<A>(0, i), b, b_steps, tokens, sums + i * padded, padded);
 }
 
-// sums (width x padded) += a^T b, where a is a block and b has rows of at least `padded` features.
+// Calls f(Width<C>{}, vector) over [0, vectors) with the widest tiles that fit.
+template <class A, class F>
+EVIT_INLINE void for_each_columns(int64_t vectors, F&& f) {
+  int64_t v = 0;
+  if constexpr (kTileColumns<A> == 4)
+    for (; v + 4 <= vectors; v += 4) f(Width<4>{}, v);
+  for (; v + 2 <= vectors; v += 2) f(Width<2>{}, v);
+  if (v < vectors) f(Width<1>{}, v);
+}
+
+// sums (width x padded) += a^T b.
 template <class A>
-void add_outer(const A* a, const A* b, int64_t b_stride, int64_t rows, int64_t width, int64_t padded,
+void add_outer(const A* a, const A* b, Steps b_steps, int64_t tokens, int64_t width, int64_t padded,
                A* sums) {
-  constexpr int L = kLanes<A>;
-  int64_t j = 0;
-  for (; j + 2 * L <= padded; j += 2 * L)
-    outer_columns<A, 2>(a, padded, b + j, b_stride, rows, width, sums + j);
-  if (j < padded) outer_columns<A, 1>(a, padded, b + j, b_stride, rows, width, sums + j);
+  for_each_columns<A>(padded / kLanes<A>, [&](auto columns, int64_t v) {
+    outer_columns<A, columns.value>(a, b + v * b_steps.vector, b_steps, tokens, width,
+                                    sums + v * kLanes<A>, padded);
+  });
 }
 
-// sink(t, j, vector) receives (a matrix)[t][j ...] for T rows and C vectors of columns.
-template <class A, int T, int C, class F>
-EVIT_INLINE void apply_tile(const A* a, const A* matrix, int64_t t, int64_t j, int64_t rows,
-                            int64_t width, int64_t padded, F&& sink) {
+// T tokens and C vectors of columns of the product of a block and a matrix.
+template <class A, int T, int C>
+EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_t padded, A* out) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   V tile[T][C] = {};
-  for (int64_t i = 0; i < width; ++i) {
-    V right[C];
-    EVIT_UNROLL
-    for (int c = 0; c < C; ++c) right[c] = load<L>(matrix + i * padded + j + c * L);
-    EVIT_UNROLL
-    for (int r = 0; r < T; ++r) {
+  for (int64_t i0 = 0; i0 < width; i0 += L) {
+    const A* left = a + position<A>(0, i0);
+    const int64_t end = smaller(L, width - i0);
+    for (int64_t i = 0; i < end; ++i) {
+      V right[C];
       EVIT_UNROLL
-      for (int c = 0; c < C; ++c) tile[r][c] += right[c] * a[(t + r) * padded + i];
+      for (int c = 0; c < C; ++c) right[c] = load<L>(matrix + (i0 + i) * padded + c * L);
+      EVIT_UNROLL
+      for (int r = 0; r < T; ++r) {
+        EVIT_UNROLL
+        for (int c = 0; c < C; ++c) tile[r][c] += right[c] * left[r * L + i];
+      }
     }
   }
   EVIT_UNROLL
   for (int r = 0; r < T; ++r) {
-    if (t + r >= rows) break;
     EVIT_UNROLL
-    for (int c = 0; c < C; ++c) sink(t + r, j + c * L, tile[r][c]);
+    for (int c = 0; c < C; ++c) store<L>(out + c * kPanel<A> + r * L, tile[r][c]);
   }
 }
 
-// The product of a block and a matrix of `width` rows; each vector of it goes to `sink`.
-template <class A, class F>
-EVIT_INLINE void apply(const A* a, const A* matrix, int64_t rows, int64_t width, int64_t padded,
-                       F&& sink) {
+// out = a matrix, for blocks `a` and `out` and a matrix of `width` rows; whole multiples of tokens.
+template <class A>
+void multiply(const A* a, const A* matrix, int64_t tokens, int64_t width, int64_t padded, A* out) {
   constexpr int L = kLanes<A>;
-  int64_t j = 0;
-  for (; j + 2 * L <= padded; j += 2 * L)
-    for (int64_t t = 0; t < rows; t += kTileSums / 2)
-      apply_tile<A, kTileSums / 2, 2>(a, matrix, t, j, rows, width, padded, sink);
-  if (j < padded)
-    for (int64_t t = 0; t < rows; t += kTileSums)
-      apply_tile<A, kTileSums, 1>(a, matrix, t, j, rows, width, padded, sink);
+  for_each_columns<A>(padded / L, [&](auto columns, int64_t v) {
+    constexpr int C = columns.value;
+    constexpr int T = kTileSums / C;
+    for (int64_t t = 0; t < tokens; t += T)
+      product_tile<A, T, C>(a + t * L, matrix + v * L, width, padded, out + v * kPanel<A> + t * L);
+  });
 }
 
 }  // namespace

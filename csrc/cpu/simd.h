@@ -1,4 +1,5 @@
-// Vectors of any width on the compiler's vector extensions: one source for SSE2, AVX2, AVX-512, NEON.
+// Vectors of any width on the compiler's vector extensions: one source for SSE2, AVX2, AVX-512,
+// NEON.
 //
 // Everything here has internal linkage on purpose: the same source is compiled once per instruction
 // set, and a symbol shared between those objects could bring AVX-512 code to a machine without it.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core
+from evit_kernels._native import DTYPES, core, empty
 
 # Channels-last views that are not dense are read in place if their rows are whole vectors anywhere.
 _WIDEST_VECTOR = 16
@@ -38,7 +38,7 @@ def forward(
     activation: str,
 ) -> Tensor:
     """Returns the normalised, scaled, shifted and activated `input`, in its memory format."""
-    output = _layout.empty_like_format(input)
+    output = empty(input.shape, input, _layout.format_of(input))
     if output.numel():
         x = _readable(input)
         # Held by name: the core gets addresses, which do not keep a converted copy alive.
@@ -68,7 +68,9 @@ def backward(
 
     With `batch_moments`, mean and variance are those of `input` and pass gradients on to it.
     """
-    grad_input = _layout.empty_like_format(input) if needed[0] else input.new_empty(0)
+    grad_input = (
+        empty(input.shape, input, _layout.format_of(input)) if needed[0] else input.new_empty(0)
+    )
     grad_weight = empty_parameter(weight, input, needed[1])
     grad_bias = empty_parameter(bias, input, needed[2])
     if input.numel() == 0:

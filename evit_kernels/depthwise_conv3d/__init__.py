@@ -27,7 +27,7 @@ def depthwise_conv3d(
     activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Convolves every channel of a clip with a kernel of its own, adds the bias, applies the activation.
+    """Convolves every channel of a clip with a kernel of its own, adds a bias, then activates.
 
     Equivalent to, with `temporal_padding="zeros"` and `activation="hardswish"`:
 

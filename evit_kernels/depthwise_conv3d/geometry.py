@@ -57,7 +57,7 @@ def make(
     dilation: int | Sequence[int],
     temporal_padding: str,
 ) -> Geometry:
-    """Checks the arguments of a call and returns its geometry; raises as the public docstring says."""
+    """Checks the arguments of a call, as the public docstring says, and returns its geometry."""
     _checks.tensor(input, NAME, "input")
     _checks.tensor(weight, NAME, "weight")
     _checks.rank(input, 5, NAME, "input", "(B, C, T, H, W)")

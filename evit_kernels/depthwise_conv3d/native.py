@@ -1,4 +1,4 @@
-"""depthwise_conv3d on the compiled core. The core works channels-last; other layouts are converted."""
+"""depthwise_conv3d on the compiled core, which is channels-last; other layouts are converted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core
+from evit_kernels._native import DTYPES, core, empty
 from evit_kernels.depthwise_conv3d.geometry import Geometry
 
 
@@ -20,7 +20,7 @@ def forward(
     x = _layout.channels_last(input)
     weight, bias = _dense(weight, bias)
     size = (x.shape[0], x.shape[1], *geometry.output_size(x.shape[2:]))
-    output = _empty(size, x)
+    output = empty(size, x)
     if output.numel():
         core().depthwise_conv3d_forward(
             _problem(x, output, geometry, activation),
@@ -45,7 +45,7 @@ def backward(
     x = _layout.channels_last(input)
     grad = grad_output.contiguous(memory_format=torch.channels_last_3d)
     weight, bias = _dense(weight, bias)
-    grad_input = _empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
+    grad_input = empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
     grad_weight = weight.new_empty(weight.shape) if needed[1] else input.new_empty(0)
     grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0)
     if grad.numel() == 0:
@@ -55,7 +55,7 @@ def backward(
     elif any(needed):
         problem = _problem(x, grad, geometry, activation)
         # Derivative of the activation times the gradient; its input is recomputed, never stored.
-        scratch = torch.empty_like(grad) if activation != "none" else None
+        scratch = empty(grad.shape, grad) if activation != "none" else None
         partials = weight.new_empty(
             core().depthwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
             dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
@@ -102,9 +102,3 @@ def _dense(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
 
 def _pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
-
-
-def _empty(size: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.empty(
-        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d
-    )

@@ -74,9 +74,7 @@ def _geometry(weight: Tensor, *window: Any) -> Geometry:
     return Geometry(kernel, tuple(stride), tuple(padding), tuple(dilation), temporal_padding)
 
 
-def _forward_impl(
-    input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
-) -> Tensor:
+def _forward_impl(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     *window, activation, backend = arguments
     geometry = _geometry(weight, *window)
     return _BACKENDS[backend].forward(input, weight, bias, geometry, activation)

@@ -13,7 +13,7 @@ from evit_kernels.depthwise_conv3d.geometry import Geometry
 def depthwise_conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
 ) -> Tensor:
-    """Pads time by repeating the edge frames where asked, convolves each channel, applies the activation."""
+    """Repeats the edge frames where asked, convolves each channel, applies the activation."""
     padding = geometry.padding
     if geometry.clamps_time:
         before, after = geometry.time_padding

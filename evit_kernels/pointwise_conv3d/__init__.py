@@ -24,7 +24,7 @@ def pointwise_conv3d(
     residual: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Mixes the channels of every position of a clip, then applies an activation, then adds a residual.
+    """Mixes the channels of every position of a clip, then activates, then adds a residual.
 
     Equivalent to, with `activation="hardswish"`:
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core
+from evit_kernels._native import DTYPES, core, empty
 
 
 def forward(
@@ -21,7 +21,7 @@ def forward(
     bias = None if bias is None else bias.contiguous()
     if residual is not None:
         residual = _layout.dense_channels_last(residual)
-    output = _empty((x.shape[0], weight.shape[0], *x.shape[2:]), x)
+    output = empty((x.shape[0], weight.shape[0], *x.shape[2:]), x)
     if output.numel():
         core().pointwise_conv3d_forward(
             _problem(x, step, weight, activation),
@@ -47,7 +47,7 @@ def backward(
     grad = _layout.dense_channels_last(grad_output)
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    grad_input = _empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
+    grad_input = empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
     grad_weight = weight.new_empty(weight.shape) if needed[1] else input.new_empty(0)
     grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0)
     if grad.numel() == 0:
@@ -57,7 +57,7 @@ def backward(
     elif any(needed):
         problem = _problem(x, step, weight, activation)
         # Derivative of the activation times the gradient; its input is recomputed, never stored.
-        scratch = torch.empty_like(grad) if activation != "none" else None
+        scratch = empty(grad.shape, grad) if activation != "none" else None
         partials = weight.new_empty(
             core().pointwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
             dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
@@ -80,7 +80,7 @@ def backward(
 
 
 def _tokens(x: Tensor) -> tuple[Tensor, int]:
-    """Returns `x`, or a copy, whose channels are neighbours, and the one step between its positions."""
+    """Returns `x`, or a copy, whose channels are neighbours, and the step between positions."""
     step = _layout.position_stride(x, (0, 2, 3, 4))
     if step is not None and 1 in (x.shape[1], x.stride(1)) and step >= x.shape[1]:
         return x, step
@@ -102,9 +102,3 @@ def _problem(x: Tensor, step: int, weight: Tensor, activation: str) -> tuple[Any
 
 def _pointer(x: Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
-
-
-def _empty(size: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.empty(
-        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d
-    )

@@ -1,5 +1,8 @@
-// Instruction sets: what was compiled in, what this machine runs, and which one is in use.
+// The machine under the kernels: instruction sets (what was compiled in, what runs here, which one
+// is in use) and pages of memory.
 #pragma once
+
+#include <cstdint>
 
 namespace evit::cpu {
 
@@ -13,5 +16,8 @@ bool set_instruction_set(InstructionSet wanted);
 
 // "baseline" is plain x86-64 with SSE2, or aarch64 with NEON.
 const char* name_of(InstructionSet set);
+
+// Hints that [address, address + bytes), about to be written, is best backed by large pages.
+void advise_huge_pages(void* address, int64_t bytes);
 
 }  // namespace evit::cpu

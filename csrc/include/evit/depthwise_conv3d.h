@@ -35,8 +35,8 @@ int64_t depthwise_conv3d_workspace(const DepthwiseConv3dProblem& problem);
 // grad_input (dense, channels-last), grad_weight, grad_bias: null where not wanted.
 Status depthwise_conv3d_backward(const DepthwiseConv3dProblem& problem, const void* grad_output,
                                  const void* input, const void* weight, const void* bias,
-                                 void* scratch, void* partials, void* grad_input,
-                                 void* grad_weight, void* grad_bias);
+                                 void* scratch, void* partials, void* grad_input, void* grad_weight,
+                                 void* grad_bias);
 
 }  // namespace cpu
 }  // namespace evit

@@ -32,8 +32,8 @@ int64_t pointwise_conv3d_workspace(const PointwiseConv3dProblem& problem);
 // grad_input (tokens, C_in, dense), grad_weight, grad_bias: null where not wanted.
 Status pointwise_conv3d_backward(const PointwiseConv3dProblem& problem, const void* grad_output,
                                  const void* input, const void* weight, const void* bias,
-                                 void* scratch, void* partials, void* grad_input,
-                                 void* grad_weight, void* grad_bias);
+                                 void* scratch, void* partials, void* grad_input, void* grad_weight,
+                                 void* grad_bias);
 
 }  // namespace cpu
 }  // namespace evit

@@ -14,8 +14,8 @@ struct HeadsView {
   int64_t token_stride;
 };
 
-// Heads that live in the same tensors. q, k and v may be views of one packed tensor; inputs are never
-// written to.
+// Heads that live in the same tensors. q, k and v may be views of one packed tensor; inputs are
+// never written to.
 struct AttentionSource {
   int64_t heads;
   HeadsView q;
