@@ -103,7 +103,8 @@ def linear_attention64(qkv: Tensor, head_dim: int) -> Tensor:
     q, k, v = heads[:, :, 0].relu(), heads[:, :, 1].relu(), heads[:, :, 2]
     product = torch.einsum("bhin,bhij->bhjn", q, torch.einsum("bhin,bhjn->bhij", k, v))
     normaliser = torch.einsum("bhin,bhi->bhn", q, k.sum(-1)) + 1e-15
-    return (product / normaliser[:, :, None]).flatten(1, 2).unflatten(2, qkv.shape[2:])
+    out: Tensor = (product / normaliser[:, :, None]).flatten(1, 2).unflatten(2, qkv.shape[2:])
+    return out
 
 
 Operator = Callable[[Tensor, int], Tensor]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
-import torch.utils.deterministic
 from rounds import OURS
 from torch import Tensor
 
@@ -43,14 +43,15 @@ def check(
 def poisoned_memory() -> Iterator[None]:
     """Fills uninitialised tensors with NaN, so that an element nobody wrote cannot pass."""
     deterministic = torch.are_deterministic_algorithms_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    switch: Any = torch.utils.deterministic  # whose one attribute has no type hint
+    fill = switch.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    switch.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        switch.fill_uninitialized_memory = fill
 
 
 def _several(result: Result) -> Sequence[Tensor]:

@@ -50,7 +50,9 @@ def peer_network(peer: str, plain: PlainEfficientViT3D) -> nn.Module:
         ours = create_model(MODEL, CLASSES, backend="native").train(plain.training)
         load(ours, plain.state_dict())
         return ours
-    return copy.deepcopy(plain).to(memory_format=layout_of(peer))
+    network: nn.Module = copy.deepcopy(plain)
+    network.to(memory_format=layout_of(peer))  # type: ignore[call-overload]
+    return network
 
 
 def layout_of(peer: str) -> torch.memory_format:

@@ -58,7 +58,7 @@ class _DepthwiseCalls(TorchDispatchMode):
     """Writes down the arguments of every call of evit::depthwise_conv3d."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shapes: list[DepthwiseShape] = []
 
     def __torch_dispatch__(
