@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def to_lower_precision(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def to_lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Casts floating tensors (not float64) to autocast's dtype where it is on for their device.
 
     This is what PyTorch does for its own convolutions; the cast is differentiable.
+    The tensors come back in their order, None where None was given.
     """
     first = next((t for t in tensors if isinstance(t, Tensor)), None)
     # Meta tensors have no autocast: asking for it raises.
