@@ -101,7 +101,7 @@ def test_every_available_backend_answers(device: torch.device) -> None:
 
 
 def test_meta_tensors_give_the_shape_of_the_answer() -> None:
-    with pytest.raises(RuntimeError, match="'native' is not available: .*meta"):
+    with pytest.raises(RuntimeError, match=r"'native' is not available: .*meta"):
         pointwise_conv3d(_x(device="meta"), _w(device="meta"), backend="native")
     output = pointwise_conv3d(_x(device="meta"), _w(device="meta"))
     assert output.shape == (2, 12, 3, 4, 5)

@@ -135,7 +135,7 @@ def test_compiled_code_still_checks_its_arguments() -> None:
     torch.compiler.reset()
     compiled = torch.compile(pointwise_conv3d, fullgraph=True, backend="aot_eager")
     # The compiler wraps what it meets while tracing; our words stay in its message.
-    with pytest.raises(Exception, match="weight takes 4 channels in 1 group.*input has 8"):
+    with pytest.raises(Exception, match=r"weight takes 4 channels in 1 group.*input has 8"):
         compiled(torch.randn(1, 8, 3, 4, 4), torch.randn(6, 4, 1, 1, 1))
 
 
