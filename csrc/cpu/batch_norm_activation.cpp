@@ -384,7 +384,7 @@ class GradientSums {
 
 template <class S>
 Status statistics_as(const Problem& p, const void* input, void* mean, void* variance) {
-  const Layout layout(p, kLanes<S>);
+  const Layout layout(p, kLanes<S>, Use::kSums);
   if (!layout.supported()) return {kStrides};
   return Moments<S>(p, layout).run(static_cast<const S*>(input), static_cast<Acc<S>*>(mean),
                                    static_cast<Acc<S>*>(variance));
@@ -405,7 +405,7 @@ Channels<S> channels_from(const void* mean, const void* variance, const void* we
 template <class S>
 Status forward_as(const Problem& p, const void* input, const void* mean, const void* variance,
                   const void* weight, const void* bias, void* output) {
-  const Layout layout(p, kLanes<S>);
+  const Layout layout(p, kLanes<S>, Use::kElements);
   if (!layout.supported()) return {kStrides};
   return for_each_job<S>(p, layout, channels_from<S>(mean, variance, weight, bias),
                          static_cast<const S*>(input), nullptr, static_cast<S*>(output),
@@ -423,7 +423,7 @@ Status backward_as(const Problem& p, const void* grad_output, const void* input,
                    const void* variance, const void* weight, const void* bias, void* grad_input,
                    void* grad_weight, void* grad_bias) {
   using A = Acc<S>;
-  const Layout layout(p, kLanes<S>);
+  const Layout layout(p, kLanes<S>, Use::kElements);
   if (!layout.supported()) return {kStrides};
   const S* x = static_cast<const S*>(input);
   const S* dy = static_cast<const S*>(grad_output);
@@ -433,7 +433,8 @@ Status backward_as(const Problem& p, const void* grad_output, const void* input,
   const bool through_moments = p.batch_moments && dx != nullptr;
   Buffer<A> grads(2 * p.channels);
   if (through_moments || grad_weight != nullptr || grad_bias != nullptr) {
-    GradientSums<S> sums(p, layout);
+    const Layout layout_of_sums(p, kLanes<S>, Use::kSums);
+    GradientSums<S> sums(p, layout_of_sums);
     if (!grads.ok()) return {kNoMemory};
     // Kept where storage does not round it; then the last pass has no activation left to undo.
     const bool keep = dx != nullptr && sizeof(S) == sizeof(A) && is_costly(p.activation);

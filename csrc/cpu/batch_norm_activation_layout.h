@@ -14,9 +14,12 @@ constexpr int64_t kBlockRows = 64;  // summed in the accumulation type before do
 constexpr int64_t kMaxParts = 64;   // sums of a channel that are kept apart, for threads to share
 constexpr int64_t kPartBytes = 8 << 20;
 
+enum class Use { kSums, kElements };
+
 class Layout {
  public:
-  Layout(const evit::BatchNormActivationProblem& p, int64_t lanes) : channels_(p.channels) {
+  Layout(const evit::BatchNormActivationProblem& p, int64_t lanes, Use use)
+      : channels_(p.channels) {
     const int64_t positions = p.size[0] * p.size[1] * p.size[2];
     values_ = p.batch * positions;
     if (p.planar) {
@@ -28,7 +31,7 @@ class Layout {
       collapse(p);
     }
     if (p.planar || (runs_ == 1 && (rows_ == 1 || row_stride_ == p.channels))) {
-      fill_rows(rows_, lanes);
+      fill_rows(rows_, lanes, use);
     } else {
       width_ = columns_;
       supported_ = columns_ % lanes == 0;
@@ -118,10 +121,11 @@ class Layout {
     }
   }
 
-  // Rows of tokens that follow each other: whole vectors, and four of them where there are enough
-  // values, so that short rows do not leave the loops with nothing to overlap.
-  void fill_rows(int64_t tokens, int64_t lanes) {
-    const int64_t least = tokens * columns_ >= 256 * lanes ? 4 * lanes : lanes;
+  // Rows of tokens that follow each other: whole vectors, and at least four of them, which loops
+  // take at a time. Sums of a short sheet use shorter rows, as tokens left over cost them more.
+  void fill_rows(int64_t tokens, int64_t lanes, Use use) {
+    const bool short_rows = use == Use::kSums && tokens * columns_ < 256 * lanes;
+    const int64_t least = short_rows ? lanes : 4 * lanes;
     int64_t copies = 1;
     while (copies * columns_ % lanes != 0 || copies * columns_ < least) ++copies;
     rows_ = tokens / copies;
