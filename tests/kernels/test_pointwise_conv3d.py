@@ -19,11 +19,11 @@ from evit_kernels import pointwise_conv3d
 HALVES_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 # Whole panels of channels and whole blocks of tokens, and a remainder in every loop.
 CASES = [
-    Case(2, 64, 96, (3, 7, 9)),
+    Case(2, 64, 96, (2, 5, 9)),
     Case(1, 37, 70, (2, 11, 13), residual="channels_last"),
     Case(1, 129, 24, (4, 8, 8), bias=False),
     Case(3, 3, 33, (1, 9, 29), residual="contiguous"),
-    Case(1, 16, 8, (8, 23, 25), layout="contiguous"),
+    Case(1, 16, 8, (3, 19, 25), layout="contiguous"),
     Case(2, 48, 1, (1, 1, 1)),
     Case(1, 1, 40, (5, 9, 11)),
     Case(2, 48, 96, (2, 7, 9), groups=3),
