@@ -151,18 +151,20 @@ class BatchNormAct3d(nn.BatchNorm3d):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises and activates (B, C, T, H, W)."""
         momentum = 0.0 if self.momentum is None else self.momentum
-        if self.training and self.num_batches_tracked is not None:
+        # As in nn.BatchNorm3d, whose flag may be changed after construction.
+        track = self.training and self.track_running_stats
+        if track and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # a cumulative average, as in PyTorch
+            if self.momentum is None:  # a cumulative average
                 momentum = 1.0 / float(self.num_batches_tracked)
-        use_batch = self.training or self.running_mean is None
+        keep = track or not self.training
         return batch_norm_activation(
             input,
             self.weight,
             self.bias,
-            self.running_mean,
-            self.running_var,
-            training=use_batch,
+            self.running_mean if keep else None,
+            self.running_var if keep else None,
+            training=self.training or (self.running_mean is None and self.running_var is None),
             momentum=momentum,
             eps=self.eps,
             activation=self.activation,
