@@ -50,9 +50,10 @@ def batch_norm_activation(
         with torch.no_grad():
             mean, variance = _statistics(input, backend)
             count = input.numel() // input.shape[1]
-            _update(running_mean, mean, momentum)
-            # The running variance is the unbiased one, as in PyTorch.
-            _update(running_var, variance, momentum, count / (count - 1))
+            if count:  # an empty batch teaches nothing
+                _update(running_mean, mean, momentum)
+                # The running variance is the unbiased one, as in PyTorch.
+                _update(running_var, variance, momentum, count / (count - 1))
     else:
         assert running_mean is not None
         assert running_var is not None
