@@ -28,7 +28,12 @@ OPERATORS = (
     "relu_linear_attention",
     "pointwise_conv3d",
 )
-PLAIN = ("cpu/instruction_set.cpp", "cpu/memory.cpp", "bindings.cpp")
+PLAIN = (
+    "cpu/instruction_set.cpp",
+    "cpu/memory.cpp",
+    "cpu/openmp_of_clang.cpp",
+    "bindings.cpp",
+)
 X86_LEVELS = {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 
 FLAGS = [
