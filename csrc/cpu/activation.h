@@ -53,7 +53,11 @@ EVIT_INLINE Vector<float, L> erf_of(Vector<float, L> value) {
   q = q * s + -1.68282697438203e-03f;
   q = q * s + -7.37332916720468e-03f;
   q = q * s + -1.42647390514189e-02f;
-  return x * p / q;
+  // Beyond 4 it is 1 to the last bit, exactly: so that gelu(-inf) is NaN as in PyTorch.
+  const V one = broadcast<L>(1.0f);
+  const V result = x * p / q;
+  const V upper = value >= high ? one : result;
+  return value <= low ? -one : upper;
 }
 template <int L>
 EVIT_INLINE Vector<double, L> erf_of(Vector<double, L> x) {
@@ -65,6 +69,26 @@ template <class A, int L>
 EVIT_INLINE Vector<A, L> sigmoid_of(Vector<A, L> x) {
   return A(1) / (A(1) + exp_of<L>(-x));
 }
+
+// The sigmoid and its complement 1 - sigmoid, which by subtraction would lose its digits where the
+// sigmoid is near 1. Far out they are 0 and 1 exactly, whatever large number multiplies them.
+template <class A, int L>
+struct SigmoidPair {
+  Vector<A, L> value;
+  Vector<A, L> complement;
+
+  EVIT_INLINE explicit SigmoidPair(Vector<A, L> x) {
+    using V = Vector<A, L>;
+    constexpr A kFar = sizeof(A) == 4 ? A(87) : A(700);
+    const V far = broadcast<L>(kFar), zero = {}, one = zero + A(1);
+    const V e = exp_of<L>(-x);
+    value = one / (one + e);
+    complement = e * value;
+    value = x < -far ? zero : value;
+    complement = x < -far ? one : complement;
+    complement = x > far ? zero : complement;
+  }
+};
 
 template <class A, int L>
 EVIT_INLINE Vector<A, L> clamp_of(Vector<A, L> x, A low, A high) {
@@ -180,15 +204,16 @@ __attribute__((noinline)) void differentiate(Vector<A, L>* grad, const Vector<A,
     case Activation::kGeluTanh:
       for (int i = 0; i < count; ++i) {
         const V square = v[i] * v[i];
-        const V s = sigmoid_of<A, L>(K::kTanhScale * (v[i] + K::kTanhCubic * square * v[i]));
+        const SigmoidPair<A, L> s(K::kTanhScale * (v[i] + K::kTanhCubic * square * v[i]));
         const V slope = K::kTanhScale * (A(1) + A(3) * K::kTanhCubic * square);
-        grad[i] = grad[i] * s * (A(1) + v[i] * slope * (A(1) - s));
+        // The product with the smaller one first: v * slope alone may be infinite.
+        grad[i] = grad[i] * (s.value + v[i] * s.value * s.complement * slope);
       }
       return;
     case Activation::kSilu:
       for (int i = 0; i < count; ++i) {
-        const V s = sigmoid_of<A, L>(v[i]);
-        grad[i] = grad[i] * s * (A(1) + v[i] * (A(1) - s));
+        const SigmoidPair<A, L> s(v[i]);
+        grad[i] = grad[i] * (s.value + v[i] * s.value * s.complement);
       }
       return;
   }
