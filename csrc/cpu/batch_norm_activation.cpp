@@ -164,20 +164,21 @@ class Moments {
   }
 
   // The same channel stands in several columns, each with the moments of as many values.
-  void join_copies(const double* means, const double* deviations, double rows, double* mean,
+  void join_copies(const double* totals, const double* deviations, double rows, double* mean,
                    double* deviation) const {
     const int64_t columns = layout_.columns(), width = layout_.width();
-    const double share = static_cast<double>(columns) / static_cast<double>(width);
+    const double inverse = 1.0 / rows;
+    const double share = inverse / static_cast<double>(layout_.copies());
     for (int64_t c = 0; c < columns; ++c) {
       double sum = 0;
-      for (int64_t i = c; i < width; i += columns) sum += means[i];
+      for (int64_t i = c; i < width; i += columns) sum += totals[i];
       mean[c] = sum * share;
-      double total = 0;
+      double spread = 0;
       for (int64_t i = c; i < width; i += columns) {
-        const double difference = means[i] - mean[c];
-        total += deviations[i] + rows * difference * difference;
+        const double difference = totals[i] * inverse - mean[c];
+        spread += deviations[i] + rows * difference * difference;
       }
-      deviation[c] = total;
+      deviation[c] = spread;
     }
   }
 

@@ -116,27 +116,31 @@ EVIT_INLINE Vector<double, L> widened(Vector<double, L> v) {
   return v;
 }
 
-// Joins the moments of a block of `rows` to those of `before` rows: Chan, Golub and LeVeque (1979),
-// "Updating formulae and a pairwise algorithm for computing sample variances", equation 1.5.
+// Joins the moments of a block of `rows` to those of `before` rows, kept as their sum and the sum
+// of squares around their mean: Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise
+// algorithm for computing sample variances", equation 1.5.
 template <class S>
 __attribute__((noinline)) void merge_moments(const Acc<S>* pivot, const Acc<S>* sums,
                                              const Acc<S>* squares, int64_t width, int64_t rows,
-                                             int64_t before, double* mean, double* deviation) {
+                                             int64_t before, double* total, double* deviation) {
   constexpr int L = kLanes<S>;
   using D = Vector<double, L>;
-  const double inverse = 1.0 / static_cast<double>(rows);
-  const double share = static_cast<double>(rows) / static_cast<double>(before + rows);
-  const double weight = static_cast<double>(before) * share;
+  const double count = static_cast<double>(rows);
+  const double inverse = 1.0 / count;
+  const double inverse_before = before > 0 ? 1.0 / static_cast<double>(before) : 0.0;
+  const double weight = static_cast<double>(before) * count / static_cast<double>(before + rows);
   for (int64_t c = 0; c < width; c += L) {
     const D sum = widened<L>(load<L>(sums + c));
     const D offset = sum * inverse;
-    const D block_deviation = widened<L>(load<L>(squares + c)) - sum * offset;
-    const D old = load_raw<D>(mean + c);
-    const D difference = widened<L>(load<L>(pivot + c)) + offset - old;
-    const D joined = old + difference * share;
-    const D total = load_raw<D>(deviation + c) + block_deviation + difference * difference * weight;
-    std::memcpy(mean + c, &joined, sizeof joined);
-    std::memcpy(deviation + c, &total, sizeof total);
+    const D centre = widened<L>(load<L>(pivot + c));
+    const D old = load_raw<D>(total + c);
+    const D difference = centre + offset - old * inverse_before;
+    const D joined = old + (centre * count + sum);
+    const D spread = load_raw<D>(deviation + c) +
+                     (widened<L>(load<L>(squares + c)) - sum * offset) +
+                     difference * difference * weight;
+    std::memcpy(total + c, &joined, sizeof joined);
+    std::memcpy(deviation + c, &spread, sizeof spread);
   }
 }
 
