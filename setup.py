@@ -25,6 +25,7 @@ CSRC = ROOT / "csrc"
 OPERATORS = (
     "batch_norm_activation",
     "depthwise_conv3d",
+    "layout",
     "relu_linear_attention",
     "pointwise_conv3d",
 )

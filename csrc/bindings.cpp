@@ -11,6 +11,7 @@
 #include "evit/batch_norm_activation.h"
 #include "evit/cpu.h"
 #include "evit/depthwise_conv3d.h"
+#include "evit/layout.h"
 #include "evit/pointwise_conv3d.h"
 #include "evit/relu_linear_attention.h"
 
@@ -75,17 +76,17 @@ void bind_depthwise_conv3d(py::module_& m) {
 class AttentionCall {
  public:
   static constexpr size_t kViews = 7;
-  using Row = std::array<int64_t, 1 + 4 * kViews>;
+  using Row = std::vector<int64_t>;
 
   AttentionCall(int dtype, int num_threads, const Triple& batch_tokens_width, double eps,
                 const std::vector<Row>& rows) {
     for (const Row& row : rows) {
-      evit::AttentionSource source;
+      evit::AttentionSource source = {};
       source.heads = row[0];
       evit::HeadsView* const views[kViews] = {&source.q,      &source.k,      &source.v,
                                               &source.output, &source.grad_q, &source.grad_k,
                                               &source.grad_v};
-      for (size_t i = 0; i < kViews; ++i) {
+      for (size_t i = 0; i < kViews && 4 * i + 4 < row.size(); ++i) {
         const int64_t* entry = row.data() + 1 + 4 * i;
         *views[i] = {pointer(static_cast<uintptr_t>(entry[0])), entry[1], entry[2], entry[3]};
       }
@@ -208,6 +209,36 @@ void bind_batch_norm_activation(py::module_& m) {
   });
 }
 
+evit::LayoutProblem layout_problem(const py::tuple& t) {
+  evit::LayoutProblem p;
+  p.element_size = t[0].cast<int>();
+  p.num_threads = t[1].cast<int>();
+  p.batch = t[2].cast<int64_t>();
+  p.channels = t[3].cast<int64_t>();
+  const auto size = t[4].cast<Triple>();
+  for (int axis = 0; axis < 3; ++axis) p.size[axis] = size[axis];
+  const auto planar = t[5].cast<std::array<int64_t, 4>>();
+  const auto rows = t[6].cast<std::array<int64_t, 4>>();
+  for (int axis = 0; axis < 4; ++axis) {
+    p.planar_strides[axis] = planar[axis];
+    p.rows_strides[axis] = rows[axis];
+  }
+  return p;
+}
+
+void bind_layout(py::module_& m) {
+  m.def("planar_to_rows", [](const py::tuple& problem, uintptr_t planar, uintptr_t rows) {
+    const auto p = layout_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::planar_to_rows(p, pointer(planar), pointer(rows)));
+  });
+  m.def("rows_to_planar", [](const py::tuple& problem, uintptr_t rows, uintptr_t planar) {
+    const auto p = layout_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::rows_to_planar(p, pointer(rows), pointer(planar)));
+  });
+}
+
 void bind_instruction_sets(py::module_& m) {
   using evit::cpu::InstructionSet;
   m.def("instruction_set", [] { return evit::cpu::name_of(evit::cpu::instruction_set()); });
@@ -239,6 +270,7 @@ PYBIND11_MODULE(_core, m) {
   });
   bind_batch_norm_activation(m);
   bind_depthwise_conv3d(m);
+  bind_layout(m);
   bind_relu_linear_attention(m);
   bind_pointwise_conv3d(m);
 }
