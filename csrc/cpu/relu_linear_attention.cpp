@@ -8,149 +8,13 @@
 
 #include "dispatch.h"
 #include "relu_linear_attention_tiles.h"
+#include "relu_linear_attention_work.h"
 
 namespace {
 
 using evit::AttentionSource;
-using evit::HeadsView;
 using evit::Status;
 using Problem = evit::ReluLinearAttentionProblem;
-
-constexpr int64_t kTaskHeads = 8;      // heads of one task, neighbours in memory
-constexpr int64_t kSplitTokens = 256;  // of one partial sum, at least
-constexpr int64_t kMaxSplits = 64;
-// Inputs beyond this come from memory: blocks are then short enough for the next one to be brought
-// into the first-level cache while this one is worked on, in the order in which it lies in memory.
-constexpr int64_t kCachedBytes = 16 << 20;
-constexpr int64_t kStreamedTokens = 16;
-
-// A task's heads: `count` from `first` on in their source, `global` among all heads.
-struct Group {
-  const AttentionSource* source;
-  int64_t first;
-  int64_t count;
-  int64_t global;
-};
-
-struct Task {
-  const Group* group;
-  int64_t batch;
-  int64_t split;
-  int64_t begin;  // tokens
-  int64_t end;
-};
-
-// Sizes and the division of the work. Splits are functions of the shape alone, never of the
-// threads.
-template <class A>
-struct Work {
-  const Problem& p;
-  int64_t width;
-  int64_t padded;
-  int64_t matrix;  // elements of M and, after its rows, z
-  int64_t block;   // elements of a block of tokens
-  bool streamed;   // the inputs are larger than the caches
-  int64_t heads;
-  int64_t splits;
-  int64_t split_tokens;
-  int64_t num_groups;
-  Buffer<Group> groups;
-
-  Work(const Problem& problem, int64_t element_bytes) : p(problem), groups(count_groups(problem)) {
-    constexpr int L = kLanes<A>;
-    width = p.width;
-    padded = ceil_div(width, L) * L;
-    matrix = (width + 1) * padded;
-    block = kBlockTokens * padded;
-    // A partial sum must stay small beside the tokens it sums.
-    splits = smaller(kMaxSplits, ceil_div(p.tokens, larger(kSplitTokens, 4 * width)));
-    split_tokens = ceil_div(ceil_div(p.tokens, splits), kTokenMultiple) * kTokenMultiple;
-    splits = ceil_div(p.tokens, split_tokens);
-    num_groups = count_groups(p);
-    heads = 0;
-    int64_t next = 0;
-    for (int64_t s = 0; groups.ok() && s < p.num_sources; ++s) {
-      const AttentionSource& source = p.sources[s];
-      for (int64_t first = 0; first < source.heads; first += kTaskHeads)
-        groups[next++] = {&source, first, smaller(kTaskHeads, source.heads - first), heads + first};
-      heads += source.heads;
-    }
-    streamed = p.batch * heads * p.tokens * 3 * width * element_bytes > kCachedBytes;
-  }
-
-  static int64_t count_groups(const Problem& p) {
-    int64_t count = 0;
-    for (int64_t s = 0; s < p.num_sources; ++s) count += ceil_div(p.sources[s].heads, kTaskHeads);
-    return count;
-  }
-
-  int64_t tasks() const { return p.batch * splits * num_groups; }
-  int64_t matrices() const { return p.batch * heads; }
-  int threads() const { return static_cast<int>(smaller(p.num_threads, tasks())); }
-
-  Task task(int64_t index) const {
-    const int64_t split = index / num_groups % splits;
-    return {&groups[index % num_groups], index / num_groups / splits, split, split * split_tokens,
-            smaller(p.tokens, (split + 1) * split_tokens)};
-  }
-
-  // The matrix of a task's head in a buffer of (splits, batch, heads) matrices, or of one split.
-  int64_t offset(const Task& task, int64_t head, int64_t split) const {
-    return ((split * p.batch + task.batch) * heads + task.group->global + head) * matrix;
-  }
-};
-
-template <class S>
-S* at(const HeadsView& view, const Task& task, int64_t head, int64_t token) {
-  return static_cast<S*>(view.data) + task.batch * view.batch_stride +
-         (task.group->first + head) * view.head_stride + token * view.token_stride;
-}
-
-// Calls body(head, first token, tokens) for every block of a task, heads inside: they are
-// neighbours.
-template <class A, class F>
-EVIT_INLINE void for_each_block(const Work<A>& w, const Task& task, F&& body) {
-  const int64_t step = w.streamed ? kStreamedTokens : kBlockTokens;
-  for (int64_t token = task.begin; token < task.end; token += step)
-    for (int64_t head = 0; head < task.group->count; ++head)
-      body(head, token, smaller(step, task.end - token));
-}
-
-// Prefetches the next block of a view, in the order of memory, one head of one token at a time.
-template <class S>
-class Ahead {
- public:
-  Ahead(const Work<Acc<S>>& w, const HeadsView& view, const Task& task)
-      : active_(w.streamed),
-        next_(reinterpret_cast<const char*>(
-            at<const S>(view, task, 0, task.begin + kStreamedTokens))),
-        heads_(task.group->count),
-        left_(heads_),
-        bytes_(w.width * size),
-        head_step_(view.head_stride * size),
-        token_step_((view.token_stride - heads_ * view.head_stride) * size) {}
-
-  // To be called for every vector of features that is read; the first of a token counts.
-  EVIT_INLINE void advance(int64_t feature) {
-    if (!active_ || feature != 0) return;
-    for (int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(next_ + i);
-    next_ += head_step_;
-    if (--left_ == 0) {
-      left_ = heads_;
-      next_ += token_step_;
-    }
-  }
-
- private:
-  static constexpr int64_t size = sizeof(S);
-  bool active_;
-  const char* next_;
-  int64_t heads_;
-  int64_t left_;
-  int64_t bytes_;
-  int64_t head_step_;
-  int64_t token_step_;
-};
 
 template <class A>
 void clear(A* x, int64_t count) {
@@ -189,6 +53,7 @@ struct Normalisers {
   A value[kBlockTokens];
   A inverse[kBlockTokens];
   A scale[kBlockTokens];
+  bool scaled;  // whether any scale is not 1
 
   template <class V>
   EVIT_INLINE V divide(V x, int64_t t) const {
@@ -203,15 +68,19 @@ EVIT_INLINE void normalise(const Work<A>& w, const A* queries, const A* z, int64
   using V = Vector<A, L>;
   const V zero = {}, one = broadcast<L>(A(1)), eps = broadcast<L>(static_cast<A>(w.p.eps));
   const V tiny = broadcast<L>(A(0x1p-60)), huge = broadcast<L>(A(0x1p60));
+  V magnitudes = one;
   inner_products<A>(queries, z, kRowSteps<A>, tokens, w.padded, n.value);
   for (int64_t t = 0; t < tokens; t += L) {
     const V den = load<L>(n.value + t) + eps;
     const V magnitude = den < zero ? -den : den;
     const V scale = magnitude < tiny ? huge : one;
+    magnitudes = magnitude < magnitudes ? magnitude : magnitudes;
     store<L>(n.value + t, den);
     store<L>(n.inverse + t, one / (den * scale));
     store<L>(n.scale + t, den == zero ? zero : scale);
   }
+  n.scaled = false;
+  for (int i = 0; i < L; ++i) n.scaled |= magnitudes[i] < tiny[i];
 }
 
 // ---- forward ----
@@ -226,13 +95,22 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   Ahead<S> next_keys(w, source.k, task), next_values(w, source.v, task);
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     A* sums = partials + w.offset(task, head, task.split);
-    pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
-         keys, [&](auto x, int64_t, int64_t c) {
-           next_keys.advance(c);
-           next_values.advance(c);
-           return relu(x);
-         });
-    add_token_sums<A>(keys, nullptr, whole_tokens(tokens), w.padded, sums + w.width * w.padded);
+    const S* key = at<const S>(source.k, task, head, token);
+    const auto advance = [&](int64_t c) {
+      next_keys.advance(c);
+      next_values.advance(c);
+    };
+    if (w.width == w.padded && tokens % 4 == 0 && !w.streamed) {
+      pack_positive(key, source.k.token_stride, tokens, w.width, keys, sums + w.width * w.padded,
+                    advance);
+    } else {
+      pack(key, source.k.token_stride, tokens, w.width, w.padded, keys,
+           [&](auto x, int64_t, int64_t c) {
+             advance(c);
+             return relu(x);
+           });
+      add_token_sums<A>(keys, nullptr, whole_tokens(tokens), w.padded, sums + w.width * w.padded);
+    }
     const S* value = at<const S>(source.v, task, head, token);
     if constexpr (sizeof(S) == sizeof(A)) {
       if (w.width == w.padded) {
@@ -264,9 +142,15 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
            return relu(x);
          });
     normalise<A>(w, queries, matrix + w.width * w.padded, whole, n);
+    S* output = at<S>(source.output, task, head, token);
+    if (w.width == w.padded && whole == tokens && !n.scaled) {
+      multiply_into<S>(queries, matrix, tokens, w.width, output, source.output.token_stride,
+                       [&](auto x, int64_t t) { return x * n.inverse[t]; });
+      return;
+    }
     multiply<A>(queries, matrix, whole, w.width, w.padded, products);
-    unpack(products, tokens, w.width, at<S>(source.output, task, head, token),
-           source.output.token_stride, [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
+    unpack(products, tokens, w.width, output, source.output.token_stride,
+           [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
   });
 }
 

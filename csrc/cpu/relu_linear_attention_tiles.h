@@ -87,6 +87,29 @@ EVIT_INLINE void unpack(const Acc<S>* block, int64_t tokens, int64_t width, S* d
   });
 }
 
+// Copies the positive part of tokens into a block and adds it up: sums[c] += sum over tokens.
+// Whole vectors, tokens in fours; visit(feature) is called for every vector.
+template <class S, class F>
+EVIT_INLINE void pack_positive(const S* source, int64_t stride, int64_t tokens, int64_t width,
+                               Acc<S>* block, Acc<S>* sums, F&& visit) {
+  using A = Acc<S>;
+  constexpr int L = kLanes<A>;
+  for (int64_t c = 0; c < width; c += L) {
+    A* panel = block + position<A>(0, c);
+    Vector<A, L> part[4] = {};
+    for (int64_t t = 0; t < tokens; t += 4) {
+      EVIT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        visit(c);
+        const Vector<A, L> x = relu(load<L>(source + (t + i) * stride + c));
+        store<L>(panel + (t + i) * L, x);
+        part[i] += x;
+      }
+    }
+    store<L>(sums + c, load<L>(sums + c) + ((part[0] + part[1]) + (part[2] + part[3])));
+  }
+}
+
 // ---- sums along tokens and features ----
 
 template <int... I>
@@ -264,9 +287,10 @@ void add_outer(const A* a, const A* b, Steps b_steps, int64_t tokens, int64_t wi
   });
 }
 
-// T tokens and C vectors of columns of the product of a block and a matrix.
-template <class A, int T, int C>
-EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_t padded, A* out) {
+// T tokens and C vectors of columns of the product of a block and a matrix; put(vector, r, c) takes
+// the result of the r-th token, c-th vector of columns.
+template <class A, int T, int C, class F>
+EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_t padded, F&& put) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   V tile[T][C] = {};
@@ -287,7 +311,7 @@ EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_
   EVIT_UNROLL
   for (int r = 0; r < T; ++r) {
     EVIT_UNROLL
-    for (int c = 0; c < C; ++c) store<L>(out + c * kPanel<A> + r * L, tile[r][c]);
+    for (int c = 0; c < C; ++c) put(tile[r][c], r, c);
   }
 }
 
@@ -298,8 +322,31 @@ void multiply(const A* a, const A* matrix, int64_t tokens, int64_t width, int64_
   for_each_columns<A>(padded / L, [&](auto columns, int64_t v) {
     constexpr int C = columns.value;
     constexpr int T = kTileSums / C;
-    for (int64_t t = 0; t < tokens; t += T)
-      product_tile<A, T, C>(a + t * L, matrix + v * L, width, padded, out + v * kPanel<A> + t * L);
+    for (int64_t t = 0; t < tokens; t += T) {
+      A* target = out + v * kPanel<A> + t * L;
+      product_tile<A, T, C>(a + t * L, matrix + v * L, width, padded, [&](auto x, int r, int c) {
+        store<L>(target + c * kPanel<A> + r * L, x);
+      });
+    }
+  });
+}
+
+// The same into rows of a tensor, of `tokens` tokens in whole tiles, of whole vectors; op(vector,
+// token) transforms on the way.
+template <class S, class F>
+EVIT_INLINE void multiply_into(const Acc<S>* a, const Acc<S>* matrix, int64_t tokens, int64_t width,
+                               S* destination, int64_t stride, F&& op) {
+  using A = Acc<S>;
+  constexpr int L = kLanes<A>;
+  for_each_columns<A>(width / L, [&](auto columns, int64_t v) {
+    constexpr int C = columns.value;
+    constexpr int T = kTileSums / C;
+    for (int64_t t = 0; t < tokens; t += T) {
+      S* target = destination + t * stride + v * L;
+      product_tile<A, T, C>(a + t * L, matrix + v * L, width, width, [&](auto x, int r, int c) {
+        store<L>(target + r * stride + c * L, op(x, t + r));
+      });
+    }
   });
 }
 

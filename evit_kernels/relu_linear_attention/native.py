@@ -7,31 +7,23 @@ token to token. Packed channels-last projections are that as they are; other lay
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from evit_kernels import _layout
-from evit_kernels._native import DTYPES, core
+from evit_kernels._native import DTYPES, core, empty
 
-
-class _View(NamedTuple):
-    """Heads in memory: the address, and the strides of batch, head and token in elements."""
-
-    address: int
-    batch: int
-    head: int
-    token: int
-
-
-_ABSENT = _View(0, 0, 0, 0)
+# Heads in memory: the address, and the strides of batch, head and token in elements.
+_View = tuple[int, int, int, int]
+_ABSENT: _View = (0, 0, 0, 0)
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Attends over (B, heads, N, d) tensors; returns the output and the sums for backward."""
     batch, heads, tokens, width = q.shape
-    output = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    output = empty(q.shape, q, torch.contiguous_format)
     state = _state(q, heads, width)
     inputs = [_dense_features(x) for x in (q, k, v)]
     views = [*(_heads_view(x) for x in inputs), _heads_view(output)]
@@ -74,20 +66,16 @@ def backward(
 def forward_qkv(qkv: Sequence[Tensor], head_dim: int, eps: float) -> tuple[Tensor, Tensor]:
     """Attends over packed projections, in the memory format of the first."""
     sources = [_rows_of_tokens(x) for x in qkv]
-    heads = [x.shape[1] // (3 * head_dim) for x in sources]
-    batch, _, *space = sources[0].shape
-    output = torch.empty(
-        (batch, sum(heads) * head_dim, *space),
-        dtype=qkv[0].dtype,
-        device=qkv[0].device,
-        memory_format=torch.channels_last_3d,
-    )
+    heads = [x.shape[1] // (3 * head_dim) for x in qkv]
+    batch, _, *space = qkv[0].shape
+    size = (batch, sum(heads) * head_dim, *space)
+    output = empty(size, qkv[0])
     state = _state(qkv[0], sum(heads), head_dim)
-    rows = []
-    first = 0
-    for x, count in zip(sources, heads, strict=True):
-        rows.append((count, [*_packed_views(x, head_dim), _part(output, first, head_dim)]))
-        first += count * head_dim
+    outputs = _split(output, heads, head_dim)
+    rows = [
+        (count, [*_packed_views(x, head_dim), part])
+        for x, count, part in zip(sources, heads, outputs, strict=True)
+    ]
     _run("forward", qkv[0], (batch, _tokens(space), head_dim), eps, rows, state)
     return _layout.in_format_of(output, qkv[0]), state
 
@@ -102,21 +90,18 @@ def backward_qkv(
 ) -> list[Tensor]:
     """Returns the gradients of the packed projections; those not needed are empty."""
     sources = [_rows_of_tokens(x) for x in qkv]
+    heads = [x.shape[1] // (3 * head_dim) for x in qkv]
     grad = _rows_of_tokens(grad_output)
-    batch, _, *space = sources[0].shape
+    batch, _, *space = qkv[0].shape
     results = [
-        torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
-        if want
-        else x.new_empty(0)
-        for x, want in zip(qkv, needed, strict=True)
+        empty(x.shape, x) if want else x.new_empty(0) for x, want in zip(qkv, needed, strict=True)
     ]
     rows = []
-    first = 0
-    for x, result, want in zip(sources, results, needed, strict=True):
-        count = x.shape[1] // (3 * head_dim)
+    for x, count, part, result, want in zip(
+        sources, heads, _split(grad, heads, head_dim), results, needed, strict=True
+    ):
         grads = _packed_views(result, head_dim) if want else [_ABSENT] * 3
-        rows.append((count, [*_packed_views(x, head_dim), _part(grad, first, head_dim), *grads]))
-        first += count * head_dim
+        rows.append((count, [*_packed_views(x, head_dim), part, *grads]))
     _run("backward", qkv[0], (batch, _tokens(space), head_dim), eps, rows, state)
     return [
         _layout.in_format_of(result, x) if want else result
@@ -137,10 +122,8 @@ def _run(
         if direction == "forward":
             state.zero_()
         return
-    rows = []
-    for heads, views in sources:
-        complete = [*views, *[_ABSENT] * (7 - len(views))]
-        rows.append((heads, *(number for view in complete for number in view)))
+    # Per source the heads, then address and strides of every view.
+    rows = [(heads, *chain.from_iterable(views)) for heads, views in sources]
     getattr(core(), f"relu_linear_attention_{direction}")(
         DTYPES[like.dtype], torch.get_num_threads(), sizes, eps, rows, state.data_ptr()
     )
@@ -156,41 +139,29 @@ def _dense_features(x: Tensor) -> Tensor:
 
 
 def _heads_view(x: Tensor) -> _View:
-    return _View(x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+    return (x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
 
 
 def _tokens(space: Sequence[int]) -> int:
     return space[0] * space[1] * space[2]
 
 
-def _token_stride(x: Tensor) -> int | None:
-    """Returns the one stride from token to token of (B, C, T, H, W), None where there is none."""
-    stride: int | None = None
-    expected = 0
-    for size, step in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
-        if size == 1:
-            continue
-        if stride is None:
-            stride = expected = step
-        if step != expected:
-            return None
-        expected *= size
-    return stride or 0
-
-
 def _rows_of_tokens(x: Tensor) -> Tensor:
     """Returns `x`, or a channels-last copy: channels next to each other, one stride over tokens."""
-    if x.stride(1) == 1 and _token_stride(x) is not None:
+    if x.stride(1) == 1 and _layout.position_stride(x) is not None:
         return x
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def _part(x: Tensor, first: int, head_stride: int) -> _View:
-    """Heads from channel `first` on of a tensor of token rows, `head_stride` channels apart."""
-    return _View(
-        x.data_ptr() + first * x.element_size(), x.stride(0), head_stride, _token_stride(x) or 0
-    )
+def _split(x: Tensor, heads: Sequence[int], head_dim: int) -> list[_View]:
+    """Views of consecutive heads of a tensor of token rows, for each source its own."""
+    batch, token = x.stride(0), _layout.position_stride(x) or 0
+    address, step = x.data_ptr(), head_dim * x.element_size()
+    return [(address + sum(heads[:i]) * step, batch, head_dim, token) for i in range(len(heads))]
 
 
 def _packed_views(x: Tensor, head_dim: int) -> list[_View]:
-    return [_part(x, part * head_dim, 3 * head_dim) for part in range(3)]
+    """Views of the queries, keys and values of packed heads."""
+    batch, token = x.stride(0), _layout.position_stride(x) or 0
+    address, step = x.data_ptr(), head_dim * x.element_size()
+    return [(address + part * step, batch, 3 * head_dim, token) for part in range(3)]
