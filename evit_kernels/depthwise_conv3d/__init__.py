@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evit_kernels import _activations, _autocast, backends
+from evit_kernels import _activations, _autocast, _checks, backends
 from evit_kernels.depthwise_conv3d import geometry as _geometry
 from evit_kernels.depthwise_conv3d import op, reference
+
+_ACCEPTED = _checks.Accepted()
 
 
 def depthwise_conv3d(
@@ -55,8 +57,17 @@ def depthwise_conv3d(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     input, weight, bias = _autocast.to_lower_precision(input, weight, bias)
-    window = _geometry.make(input, weight, bias, stride, padding, dilation, temporal_padding)
-    function = _activations.canonical(activation, _geometry.NAME)
+    key = _ACCEPTED.key(
+        input, weight, bias, stride, padding, dilation, temporal_padding, activation
+    )
+    known = _ACCEPTED.result(key)
+    if known is None:
+        known = (
+            _geometry.make(input, weight, bias, stride, padding, dilation, temporal_padding),
+            _activations.canonical(activation, _geometry.NAME),
+        )
+        _ACCEPTED.keep(key, known)
+    window, function = known
     chosen = backends.select(_geometry.NAME, backend, input)
     if chosen == "reference":
         return reference.depthwise_conv3d(input, weight, bias, window, function)

@@ -12,6 +12,7 @@ from evit_kernels import _activations, _autocast, _checks, backends
 from evit_kernels.pointwise_conv3d import op, reference
 
 NAME = "pointwise_conv3d"
+_ACCEPTED = _checks.Accepted()
 
 
 def pointwise_conv3d(
@@ -47,8 +48,12 @@ def pointwise_conv3d(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     input, weight, bias, residual = _autocast.to_lower_precision(input, weight, bias, residual)
-    _check(input, weight, bias, residual, groups)
-    function = _activations.canonical(activation, NAME)
+    key = _ACCEPTED.key(input, weight, bias, groups, activation, residual)
+    function = _ACCEPTED.result(key)
+    if function is None:
+        _check(input, weight, bias, residual, groups)
+        function = _activations.canonical(activation, NAME)
+        _ACCEPTED.keep(key, function)
     chosen = backends.select(NAME, backend, input)
     if chosen == "reference":
         return reference.pointwise_conv3d(input, weight, bias, function, residual)

@@ -14,6 +14,8 @@ from evit_kernels import _checks, backends
 from evit_kernels.relu_linear_attention import op, reference
 from evit_kernels.relu_linear_attention.op import NAME
 
+_ACCEPTED = _checks.Accepted()
+
 
 def relu_linear_attention(
     q: Tensor, k: Tensor, v: Tensor, *, eps: float = 1e-15, backend: str | None = None
@@ -83,14 +85,18 @@ def relu_linear_attention_qkv(
         ValueError: wrong rank or sizes. TypeError: wrong types or mixed dtypes.
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
-    tensors = _check_packed(qkv, head_dim)
+    tensors = [qkv] if isinstance(qkv, Tensor) else list(qkv) if isinstance(qkv, Sequence) else []
+    key = _ACCEPTED.key(head_dim, *tensors)
+    if _ACCEPTED.result(key) is None:
+        _check_packed(qkv, head_dim)
+        _ACCEPTED.keep(key, True)
     chosen = backends.select(NAME, backend, tensors[0])
     if chosen == "reference":
         return reference.relu_linear_attention_qkv(tensors, head_dim, eps)
     return op.relu_linear_attention_qkv(tensors, head_dim, eps, chosen)
 
 
-def _check_packed(qkv: Tensor | Sequence[Tensor], head_dim: int) -> list[Tensor]:
+def _check_packed(qkv: Tensor | Sequence[Tensor], head_dim: int) -> None:
     if not isinstance(qkv, Tensor) and not isinstance(qkv, Sequence):
         raise TypeError(
             f"{NAME}: qkv must be a Tensor or a sequence of them, got {type(qkv).__name__}"
@@ -119,4 +125,3 @@ def _check_packed(qkv: Tensor | Sequence[Tensor], head_dim: int) -> list[Tensor]
                 f"{NAME}: {name} is {tuple(value.shape)}, qkv[0] is {tuple(tensors[0].shape)}: "
                 "batch and (T, H, W) must be equal"
             )
-    return tensors
