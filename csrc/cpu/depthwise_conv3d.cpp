@@ -159,6 +159,11 @@ class Convolution {
                        weights + (planes_.of(*f) * p_.kernel[1] + r->first) * row_weights};
         lists[h].count = static_cast<int>(next - lists[h].taps);
       }
+      const int64_t upcoming =
+          t + 1 < smaller(t0 + frames_, size_[0]) ? time_.end(t + 1)[-1].source : -1;
+      job.next_row_stride = pass_.source_strides[2];
+      job.next_column_stride = pass_.source_strides[3];
+      const bool fetch = upcoming >= 0 && !ring.holds(upcoming);
       const int64_t frame = ((n * size_[0] + t) * size_[1] + h0) * job.row_stride;
       for (int64_t c = 0; c < channels; c += L) {
         const int64_t offset = frame + slab * L + c;
@@ -168,6 +173,7 @@ class Convolution {
         job.multiplier = pass_.multiplier != nullptr ? pass_.multiplier + offset : nullptr;
         job.destination = pass_.destination + offset;
         job.lanes = static_cast<int>(smaller(L, channels - c));
+        job.next = fetch ? ring.source(upcoming) + c : nullptr;
         columns_.function(job);
       }
     }

@@ -58,6 +58,9 @@ class FrameRing {
     for (int64_t i = 0; i < slots_; ++i) frame_of_[i] = -1;
   }
 
+  bool holds(int64_t frame) const { return frame_of_[frame % slots_] == frame; }
+  const S* source(int64_t frame) const { return source_ + frame * strides_[1]; }
+
   // The first column (after the zeros on the left) of a row of a frame, first slab; reads it if
   // need be.
   const Acc<S>* row(int64_t frame, int64_t row) {

@@ -40,18 +40,33 @@ struct FrameJob {
   const S* multiplier;  // null, or like the destination: store multiplier * act'(sum)
   evit::Activation activation;
   S* destination;
-  int64_t row_stride;     // of destination and multiplier, in elements
-  int64_t column_stride;  // likewise
-  int lanes;              // channels of this slab that exist
+  int64_t row_stride;       // of destination and multiplier, in elements
+  int64_t column_stride;    // likewise
+  int lanes;                // channels of this slab that exist
+  const S* next;            // this slab of the source frame to be read next, or null
+  int64_t next_row_stride;  // in elements
+  int64_t next_column_stride;
 };
 
 template <class S>
 using FrameFunction = void (*)(const FrameJob<S>&);
 
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr bool kWideBlocks = true;
+#else
+constexpr bool kWideBlocks = false;
+#endif
+
 // Calls block(Width<B>, w) over [0, width): blocks of 8, or of 7 where only that divides evenly.
-template <class F>
+template <bool Wide = false, class F>
 EVIT_INLINE void for_each_block(int64_t width, F&& block) {
   int64_t w = 0;
+  if constexpr (Wide && kWideBlocks) {
+    if (width % 14 == 0) {
+      for (; w < width; w += 14) block(Width<14>{}, w);
+      return;
+    }
+  }
   if (width % 8 != 0 && width % 7 == 0) {
     for (; w < width; w += 7) block(Width<7>{}, w);
     return;
@@ -112,6 +127,15 @@ EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
   for (int i = 0; i < B; ++i) sums[i] = V{};  // not `= {}`, which becomes a memset of the stack
   const TapList<Acc<S>> list = job.lists[h];
   const int64_t x0 = (w * KS - job.padding) * L + job.source_offset;
+  if (KS == 1 && job.next != nullptr) {
+    const S* next = job.next + h * KS * job.next_row_stride + w * KS * job.next_column_stride;
+    EVIT_UNROLL
+    for (int r = 0; r < KS; ++r) {
+      EVIT_UNROLL
+      for (int i = 0; i < B * KS; ++i)
+        __builtin_prefetch(next + r * job.next_row_stride + i * job.next_column_stride, 0, 3);
+    }
+  }
   for (int t = 0; t < list.count; ++t) {
     const Acc<S>* row = list.taps[t].row + x0;
     const Acc<S>* weight = list.taps[t].weight + job.weight_offset;
@@ -189,7 +213,7 @@ void plain_frame(const FrameJob<S>& job) {
 // Rows run inside a block of columns: what a row read is still in L1 when the next row wants it.
 template <class S, int KW, int KS>
 void gather_frame(const FrameJob<S>& job) {
-  for_each_block(job.width, [&](auto block, int64_t w) {
+  for_each_block<(KW > 3)>(job.width, [&](auto block, int64_t w) {
     for (int64_t h = 0; h < job.rows; ++h) gather_block<S, KW, KS, block.value>(job, h, w);
   });
 }
