@@ -127,6 +127,9 @@ EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
   for (int i = 0; i < B; ++i) sums[i] = V{};  // not `= {}`, which becomes a memset of the stack
   const TapList<Acc<S>> list = job.lists[h];
   const int64_t x0 = (w * KS - job.padding) * L + job.source_offset;
+  S* const out = job.destination + h * job.row_stride + w * job.column_stride;
+  EVIT_UNROLL
+  for (int i = 0; i < B; ++i) __builtin_prefetch(out + i * job.column_stride, 1);
   if (KS == 1 && job.next != nullptr) {
     const S* next = job.next + h * KS * job.next_row_stride + w * KS * job.next_column_stride;
     EVIT_UNROLL
