@@ -24,6 +24,7 @@ CSRC = ROOT / "csrc"
 # One source per operator; each is compiled once per instruction set.
 OPERATORS = (
     "batch_norm_activation",
+    "dense_conv3d",
     "depthwise_conv3d",
     "layout",
     "relu_linear_attention",

@@ -10,6 +10,7 @@
 
 #include "evit/batch_norm_activation.h"
 #include "evit/cpu.h"
+#include "evit/dense_conv3d.h"
 #include "evit/depthwise_conv3d.h"
 #include "evit/layout.h"
 #include "evit/pointwise_conv3d.h"
@@ -69,6 +70,45 @@ void bind_depthwise_conv3d(py::module_& m) {
         p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias), pointer(scratch),
         pointer(partials), pointer(grad_input), pointer(grad_weight), pointer(grad_bias)));
   });
+}
+
+evit::DenseConv3dProblem dense_problem(const py::tuple& t) {
+  evit::DenseConv3dProblem p;
+  p.dtype = static_cast<evit::DType>(t[0].cast<int>());
+  p.activation = static_cast<evit::Activation>(t[1].cast<int>());
+  p.clamp_time = t[2].cast<bool>();
+  p.num_threads = t[3].cast<int>();
+  p.batch = t[4].cast<int64_t>();
+  p.in_channels = t[5].cast<int64_t>();
+  p.out_channels = t[6].cast<int64_t>();
+  int64_t* const triples[] = {p.in, p.out, p.kernel, p.stride, p.padding, p.in_strides};
+  for (int i = 0; i < 6; ++i) {
+    const auto values = t[7 + i].cast<Triple>();
+    for (int axis = 0; axis < 3; ++axis) triples[i][axis] = values[axis];
+  }
+  return p;
+}
+
+void bind_dense_conv3d(py::module_& m) {
+  m.def("dense_conv3d_forward", [](const py::tuple& problem, uintptr_t input, uintptr_t weight,
+                                   uintptr_t bias, uintptr_t output) {
+    const auto p = dense_problem(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::dense_conv3d_forward(p, pointer(input), pointer(weight), pointer(bias),
+                                          pointer(output)));
+  });
+  m.def("dense_conv3d_workspace", [](const py::tuple& problem) {
+    return evit::cpu::dense_conv3d_workspace(dense_problem(problem));
+  });
+  m.def("dense_conv3d_weight_gradient",
+        [](const py::tuple& problem, uintptr_t grad_output, uintptr_t input, uintptr_t partials,
+           uintptr_t grad_weight, uintptr_t grad_bias) {
+          const auto p = dense_problem(problem);
+          py::gil_scoped_release unlocked;
+          check(evit::cpu::dense_conv3d_weight_gradient(p, pointer(grad_output), pointer(input),
+                                                        pointer(partials), pointer(grad_weight),
+                                                        pointer(grad_bias)));
+        });
 }
 
 // A call of linear attention: the sources come as rows of integers, the heads and then, for each of
@@ -269,6 +309,7 @@ PYBIND11_MODULE(_core, m) {
     evit::cpu::advise_huge_pages(pointer(address), bytes);
   });
   bind_batch_norm_activation(m);
+  bind_dense_conv3d(m);
   bind_depthwise_conv3d(m);
   bind_layout(m);
   bind_relu_linear_attention(m);

@@ -55,6 +55,7 @@ _REFUSALS: dict[str, Refusal] = {
 }
 OPERATORS: tuple[str, ...] = (
     "depthwise_conv3d",
+    "dense_conv3d",
     "relu_linear_attention",
     "pointwise_conv3d",
     "batch_norm_activation",

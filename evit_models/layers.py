@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evit_kernels import depthwise_conv3d, pointwise_conv3d
+from evit_kernels import dense_conv3d, depthwise_conv3d, pointwise_conv3d
 from evit_kernels.nn import BatchNormAct3d, DepthwiseConv3d, PointwiseConv3d
 
 TEMPORAL_PADDINGS = ("zeros", "replicate", "causal")
-_FEW_CHANNELS = 8  # below this many input channels a dense convolution runs as a 2-D one
+_FEW_CHANNELS = 8  # below this many input channels a dense convolution is ours
 
 Triple = tuple[int, int, int]
 
@@ -188,13 +188,14 @@ class DenseConvNormAct(ConvNormAct):
             stride,
             bias=not norm,
             temporal_padding=style.temporal_padding,
+            backend=style.backend,
         )
         super().__init__(conv, out_channels, style, norm, activation)
 
     def fused(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None
     ) -> Tensor:
-        x = activate(self.conv.convolve(x, weight, bias), self.activation)
+        x = self.conv.convolve(x, weight, bias, self.activation)
         return x if residual is None else x + residual
 
 
@@ -215,23 +216,38 @@ class DenseConv3d(nn.Conv3d):
         *,
         bias: bool = True,
         temporal_padding: str = "zeros",
+        backend: str | None = None,
     ) -> None:
         super().__init__(
             in_channels, out_channels, kernel_size, stride, same_padding(kernel_size), bias=bias
         )
         self.temporal_padding = temporal_padding
+        self.backend = backend
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolves (B, C_in, T, H, W)."""
         return self.convolve(input, self.weight, self.bias)
 
-    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Returns the convolution of (B, C_in, T, H, W) with a weight and bias of this shape."""
-        kernel, stride, space = self.kernel_size[0], self.stride, same_padding(self.kernel_size)[1:]
+    def convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, activation: str | None = None
+    ) -> Tensor:
+        """Returns the convolution of (B, C_in, T, H, W) with a weight and bias, activated."""
+        padding = same_padding(self.kernel_size)
         if self.in_channels < _FEW_CHANNELS:
-            return conv3d_as_2d(x, weight, bias, stride, space, self.temporal_padding)
-        x = pad_frames(x, kernel, self.temporal_padding)
-        out = F.conv3d(x, weight, bias, stride, (0, *space))
+            out = dense_conv3d(
+                x,
+                weight,
+                bias,
+                self.stride,
+                padding,
+                temporal_padding=self.temporal_padding,
+                activation=activation,
+                backend=self.backend,
+            )
+        else:
+            x = pad_frames(x, self.kernel_size[0], self.temporal_padding)
+            out = F.conv3d(x, weight, bias, self.stride, (0, *padding[1:]))
+            out = activate(out, activation)
         # On CPUs PyTorch's dense convolution may answer in the other format.
         return out.contiguous(memory_format=torch.channels_last_3d)
 
@@ -299,37 +315,6 @@ def pad_frames(x: Tensor, kernel: int, temporal_padding: str) -> Tensor:
         first, last = torch.zeros_like(first), torch.zeros_like(last)
     # torch.cat keeps the memory format; replicate padding of older torch versions does not.
     return torch.cat([first] * before + [x] + [last] * after, dim=2)
-
-
-def conv3d_as_2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: tuple[int, int],
-    temporal_padding: str,
-) -> Tensor:
-    """Equals `F.conv3d` of the padded frames, as a 2-D convolution; wins where C_in is small.
-
-    The k_t frames that an output frame sees become input channels: several times as fast as the 3-D
-    convolution on a CPU for the three channels of a clip, forward and backward. One gather of whole
-    image planes both repeats the edge frames and lays the channels out.
-    """
-    batch, channels, time, height, width = x.shape
-    kernel = weight.shape[2]
-    before, after = frames_around(kernel, temporal_padding)
-    if temporal_padding == "zeros":
-        x = pad_frames(x, kernel, temporal_padding)
-        before, after, time = 0, 0, x.shape[2]
-    frames = (time + before + after - kernel) // stride[0] + 1
-    first = torch.arange(frames, device=x.device).unsqueeze(1) * stride[0] - before
-    seen = (first + torch.arange(kernel, device=x.device)).clamp(0, time - 1).flatten()
-    stacked = x.transpose(1, 2).index_select(1, seen)
-    stacked = stacked.reshape(batch * frames, kernel * channels, height, width)
-    flat = weight.transpose(1, 2).flatten(1, 2)
-    out = F.conv2d(stacked, flat, bias, stride[1:], padding)
-    out = out.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
-    return out.reshape(batch, frames, *out.shape[1:]).permute(0, 4, 1, 2, 3)
 
 
 def can_fold(norm: nn.Module) -> bool:

@@ -11,8 +11,9 @@ namespace {
 constexpr int64_t kTaskHeads = 8;      // heads of one task, neighbours in memory
 constexpr int64_t kSplitTokens = 128;  // of one partial sum, at least
 constexpr int64_t kMaxSplits = 64;
-// Inputs beyond this are not in the second-level cache: blocks are then short enough for the next one
-// into the first-level cache while this one is worked on, in the order in which it lies in memory.
+// Inputs beyond this are not in the second-level cache: blocks are then short enough for the next
+// one into the first-level cache while this one is worked on, in the order in which it lies in
+// memory.
 constexpr int64_t kCachedBytes = 512 << 10;
 constexpr int64_t kStreamedTokens = 16;
 

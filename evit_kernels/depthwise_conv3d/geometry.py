@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from evit_kernels import _checks
@@ -48,6 +49,18 @@ class Geometry(NamedTuple):
         return t, h, w
 
 
+def with_frames(x: Tensor, geometry: Geometry) -> tuple[Tensor, Triple]:
+    """Returns a clip with the frames that are repeated around it, and the padding still to do."""
+    if not geometry.clamps_time:
+        return x, geometry.padding
+    before, after = geometry.time_padding
+    if before or after:
+        first = x[:, :, :1].expand(-1, -1, before, -1, -1)
+        last = x[:, :, -1:].expand(-1, -1, after, -1, -1)
+        x = torch.cat([first, x, last], dim=2)
+    return x, (0, geometry.padding[1], geometry.padding[2])
+
+
 def make(
     input: Tensor,
     weight: Tensor,
@@ -79,16 +92,30 @@ def make(
         raise ValueError(
             f"{NAME}: weight's kernel must be 1 to {MAX_KERNEL} in every axis, got {kernel}"
         )
+    return window(NAME, input, weight, stride, padding, dilation, temporal_padding)
+
+
+def window(
+    where: str,
+    input: Tensor,
+    weight: Tensor,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    dilation: int | Sequence[int],
+    temporal_padding: str,
+) -> Geometry:
+    """Returns the window of a convolution by operator `where`, checked against the input."""
+    kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
     if temporal_padding not in TEMPORAL_PADDINGS:
         known = ", ".join(map(repr, TEMPORAL_PADDINGS))
         raise ValueError(
-            f"{NAME}: temporal_padding must be one of {known}, got {temporal_padding!r}"
+            f"{where}: temporal_padding must be one of {known}, got {temporal_padding!r}"
         )
     geometry = Geometry(
         kernel,
-        _checks.triple(stride, NAME, "stride", 1),
-        _checks.triple(padding, NAME, "padding", 0),
-        _checks.triple(dilation, NAME, "dilation", 1),
+        _checks.triple(stride, where, "stride", 1),
+        _checks.triple(padding, where, "padding", 0),
+        _checks.triple(dilation, where, "dilation", 1),
         temporal_padding,
     )
     output = geometry.output_size(input.shape[2:])
@@ -97,7 +124,7 @@ def make(
         t, h, w = input.shape[2:]
         padded = (t + before + after, h + 2 * geometry.padding[1], w + 2 * geometry.padding[2])
         raise ValueError(
-            f"{NAME}: weight's kernel {kernel} with dilation {geometry.dilation} "
+            f"{where}: weight's kernel {kernel} with dilation {geometry.dilation} "
             f"is larger than the padded input {padded}"
         )
     return geometry

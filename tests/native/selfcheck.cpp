@@ -6,6 +6,7 @@
 
 #include "evit/batch_norm_activation.h"
 #include "evit/cpu.h"
+#include "evit/dense_conv3d.h"
 #include "evit/depthwise_conv3d.h"
 #include "evit/pointwise_conv3d.h"
 #include "evit/relu_linear_attention.h"
@@ -135,6 +136,70 @@ void check_depthwise(const Window& window, int threads) {
   compare(s_dx, dx, Kind<S>::unit, "depthwise_conv3d, gradient of input");
   compare(s_dweight, dweight, Kind<S>::unit, "depthwise_conv3d, gradient of weight");
   compare(s_dbias, dbias, Kind<S>::unit, "depthwise_conv3d, gradient of bias");
+}
+
+// ---- dense convolution ----
+
+template <class S>
+void check_dense(int64_t in_channels, int64_t out_channels, const Window& window, int threads) {
+  evit::DenseConv3dProblem p = {};
+  evit::DepthwiseConv3dProblem positions = {};  // of one channel, for each_product
+  p.dtype = Kind<S>::dtype;
+  p.activation = Activation::kHardswish;
+  p.clamp_time = positions.clamp_time = window.clamp;
+  p.num_threads = threads;
+  p.batch = positions.batch = 2;
+  p.in_channels = in_channels;
+  p.out_channels = out_channels;
+  positions.channels = 1;
+  int64_t inputs = p.batch, outputs = p.batch, taps = 1;
+  for (int axis = 0; axis < 3; ++axis) {
+    p.in[axis] = positions.in[axis] = window.in[axis];
+    p.kernel[axis] = positions.kernel[axis] = window.kernel[axis];
+    p.stride[axis] = positions.stride[axis] = window.stride[axis];
+    p.padding[axis] = positions.padding[axis] = window.kernel[axis] / 2;
+    p.out[axis] = positions.out[axis] =
+        (p.in[axis] + 2 * p.padding[axis] - p.kernel[axis]) / p.stride[axis] + 1;
+    inputs *= p.in[axis];
+    outputs *= p.out[axis];
+    taps *= p.kernel[axis];
+  }
+  p.in_strides[2] = p.in[2] * in_channels;
+  for (int i = 1; i >= 0; --i) p.in_strides[i] = p.in_strides[i + 1] * p.in[i];
+
+  const Values x = numbers(inputs * in_channels), bias = numbers(out_channels),
+               weight = numbers(out_channels * in_channels * taps),
+               grad = numbers(outputs * out_channels);
+  Values sums(grad.size()), dweight(weight.size()), dbias(bias.size());
+  for (size_t i = 0; i < sums.size(); ++i) {
+    sums[i] = bias[i % bias.size()];
+    dbias[i % bias.size()] += grad[i];
+  }
+  each_product(positions, [&](int64_t out, int64_t in, int64_t tap) {
+    for (int64_t o = 0; o < out_channels; ++o)
+      for (int64_t i = 0; i < in_channels; ++i) {
+        const int64_t w = (o * in_channels + i) * taps + tap;
+        sums[out * out_channels + o] += x[in * in_channels + i] * weight[w];
+        dweight[w] += x[in * in_channels + i] * grad[out * out_channels + o];
+      }
+  });
+  for (double& sum : sums) sum = hardswish(sum);
+
+  const auto s_x = encoded<S>(x), s_weight = encoded<S>(weight), s_bias = encoded<S>(bias),
+             s_grad = encoded<S>(grad);
+  auto out = unwritten<S>(static_cast<int64_t>(sums.size())),
+       s_dweight = unwritten<S>(static_cast<int64_t>(weight.size())),
+       s_dbias = unwritten<S>(out_channels);
+  auto partials = unwritten<typename Kind<S>::Wide>(evit::cpu::dense_conv3d_workspace(p));
+  require(
+      evit::cpu::dense_conv3d_forward(p, s_x.data(), s_weight.data(), s_bias.data(), out.data()),
+      "dense_conv3d_forward");
+  require(evit::cpu::dense_conv3d_weight_gradient(p, s_grad.data(), s_x.data(), partials.data(),
+                                                  s_dweight.data(), s_dbias.data()),
+          "dense_conv3d_weight_gradient");
+  compare(out, sums, Kind<S>::unit, "dense_conv3d");
+  compare(s_dweight, dweight, Kind<S>::unit, "dense_conv3d, gradient of weight");
+  compare(s_dbias, dbias, Kind<S>::unit, "dense_conv3d, gradient of bias");
 }
 
 // ---- linear attention ----
@@ -331,7 +396,10 @@ void check_all() {
       {5, {1, 3, 3}, {3, 1, 1}, {1, 1, 1}, false},   {24, {2, 6, 10}, {1, 3, 3}, {1, 1, 1}, false},
   };
   for (int threads : {1, 3}) {
-    for (const Window& window : windows) check_depthwise<S>(window, threads);
+    for (const Window& window : windows) {
+      check_depthwise<S>(window, threads);
+      check_dense<S>(3, window.channels, window, threads);
+    }
     for (int64_t width : {16, 32, 7})
       for (int64_t tokens : {1, 70, 700}) check_attention<S>(tokens, width, threads);
     check_pointwise<S>(50, 32, 48, 1, threads);
