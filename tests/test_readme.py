@@ -23,6 +23,7 @@ EQUIVALENTS = {
     )
 }
 OPERATORS = [
+    "dense_conv3d",
     "depthwise_conv3d",
     "relu_linear_attention",
     "relu_linear_attention_qkv",
@@ -35,6 +36,14 @@ def _arguments(name: str) -> dict[str, Any]:
     heads = (2, 3, 10, 16)
     clip, channels = torch.randn(2, 8, 3, 5, 7), torch.rand(8) + 0.5
     return {
+        "dense_conv3d": {
+            "input": clip,
+            "weight": torch.randn(6, 8, 3, 3, 3),
+            "bias": torch.randn(6),
+            "stride": (1, 2, 2),
+            "padding": 1,
+            "activation": "hardswish",
+        },
         "depthwise_conv3d": {
             "input": clip,
             "weight": torch.randn(8, 1, 3, 3, 3),
