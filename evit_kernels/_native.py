@@ -27,7 +27,7 @@ DTYPES: dict[torch.dtype, int] = {
     torch.bfloat16: 2,
     torch.float64: 3,
 }
-_LARGE = 12 << 20  # bytes; smaller ones come from memory that was used before
+_LARGE = 16 << 20  # bytes; smaller ones come from memory that was used before
 _OPENMP_FILE = re.compile(r"/(lib(?:g|i|)omp[^/]*\.so[^/]*)$")
 
 

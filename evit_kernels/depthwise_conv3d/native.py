@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,17 +18,15 @@ def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
 ) -> Tensor:
     """Returns the convolution of `input`, in its memory format."""
-    x = _layout.channels_last(input)
+    x = input if input.stride(1) == 1 else _layout.channels_last(input)
     weight, bias = _dense(weight, bias)
-    size = (x.shape[0], x.shape[1], *geometry.output_size(x.shape[2:]))
+    size, problem = _plan(
+        DTYPES[x.dtype], x.shape, x.stride(), geometry, activation, torch.get_num_threads()
+    )
     output = empty(size, x)
     if output.numel():
         core().depthwise_conv3d_forward(
-            _problem(x, output, geometry, activation),
-            x.data_ptr(),
-            weight.data_ptr(),
-            _pointer(bias),
-            output.data_ptr(),
+            problem, x.data_ptr(), weight.data_ptr(), _pointer(bias), output.data_ptr()
         )
     return _layout.in_format_of(output, input)
 
@@ -53,7 +52,9 @@ def backward(
             g.zero_() for g in (grad_input, grad_weight, grad_bias)
         )
     elif any(needed):
-        problem = _problem(x, grad, geometry, activation)
+        _, problem = _plan(
+            DTYPES[x.dtype], x.shape, x.stride(), geometry, activation, torch.get_num_threads()
+        )
         # Derivative of the activation times the gradient; its input is recomputed, never stored.
         scratch = empty(grad.shape, grad) if activation != "none" else None
         partials = weight.new_empty(
@@ -77,22 +78,34 @@ def backward(
     return grad_input, grad_weight, grad_bias
 
 
-def _problem(x: Tensor, output: Tensor, geometry: Geometry, activation: str) -> tuple[Any, ...]:
-    return (
-        DTYPES[x.dtype],
+# Remembered because a call of a small network layer costs no more than working these out.
+@lru_cache(maxsize=1024)
+def _plan(
+    dtype: int,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    geometry: Geometry,
+    activation: str,
+    threads: int,
+) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+    """Returns the size of the output, and the problem as the core takes it."""
+    size = geometry.output_size(shape[2:])
+    problem = (
+        dtype,
         CODES[activation],
         geometry.clamps_time,
-        torch.get_num_threads(),
-        x.shape[0],
-        x.shape[1],
-        tuple(x.shape[2:]),
-        tuple(output.shape[2:]),
+        threads,
+        shape[0],
+        shape[1],
+        tuple(shape[2:]),
+        size,
         geometry.kernel,
         geometry.stride,
         (geometry.time_padding[0], *geometry.padding[1:]),
         geometry.dilation,
-        (x.stride(0), x.stride(2), x.stride(3), x.stride(4)),
+        (strides[0], strides[2], strides[3], strides[4]),
     )
+    return (shape[0], shape[1], *size), problem
 
 
 def _dense(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
