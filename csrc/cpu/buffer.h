@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr char kNoMemory[] = "out of memory for scratch buffers";
+
 template <class T>
 class Buffer {
  public:

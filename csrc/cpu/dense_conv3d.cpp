@@ -18,7 +18,6 @@ using Problem = evit::DenseConv3dProblem;
 
 constexpr int64_t kLineBytes = 256 * 1024;  // of padded source lines, to stay in a core's L2 cache
 constexpr int64_t kMaxSplits = 32;
-constexpr char kNoMemory[] = "out of memory for scratch buffers";
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTileColumns = 14;
 #else

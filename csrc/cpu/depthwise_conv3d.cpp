@@ -4,7 +4,7 @@
 
 #include "depthwise_conv3d_plan.h"
 #include "depthwise_conv3d_rows.h"
-#include "depthwise_conv3d_weight_rows.h"
+#include "depthwise_conv3d_weight_gradient.h"
 #include "dispatch.h"
 
 namespace {
@@ -12,20 +12,6 @@ namespace {
 using evit::DType;
 using evit::Status;
 using Problem = evit::DepthwiseConv3dProblem;
-
-constexpr int64_t kRingBytes = 512 * 1024;  // of unpacked frames, to stay in a core's L2 cache
-constexpr int64_t kMaxSplits = 32;
-constexpr int64_t kMaxPartialBytes = 8 << 20;
-constexpr char kNoMemory[] = "out of memory for scratch buffers";
-
-// Destination rows of one tile: as many as keep the ring in cache, evenly spread. From shapes
-// alone.
-int64_t tile_rows(const Plan& height, int64_t rows, int64_t slots, int64_t row_bytes) {
-  int64_t tile = rows;
-  while (tile > 1 && height.widest(rows, tile) * slots * row_bytes > kRingBytes)
-    tile -= (tile + 7) / 8;
-  return ceil_div(rows, ceil_div(rows, larger(1, tile)));
-}
 
 // Weights as (slab, plane, k_h, k_w, L) in the accumulation type; mirrored along k_w where asked.
 template <class S>
@@ -194,172 +180,6 @@ class Convolution {
   Buffer<Acc<S>> bias_;
   int64_t rows_ = 1;
   int64_t frames_ = 1;
-};
-
-template <class S>
-class WeightGradient {
- public:
-  // Everything here follows from the shape: the split of the sum, and so its bits, never from
-  // threads.
-  explicit WeightGradient(const Problem& p)
-      : p_(p),
-        columns_(columns_of<S>(p.kernel[2], p.stride[2], p.dilation[2], p.padding[2], false,
-                               p.in[2], p.out[2])),
-        time_(p, 0, false),
-        height_(p, 1, false),
-        planes_(p, time_, p.out[0]),
-        slots_(time_.widest(p.out[0], 1)),
-        slabs_(ceil_div(p.channels, L)),
-        group_(smaller(kGroup, slabs_)),
-        plane_taps_(p.kernel[1] * p.kernel[2]),
-        taps_(planes_.count() * plane_taps_),
-        elements_((taps_ + 1) * slabs_ * L) {
-    const int64_t row_bytes = (columns_.left + p.in[2] + columns_.right) * group_ * L *
-                              static_cast<int64_t>(sizeof(Acc<S>));
-    rows_ = tile_rows(height_, p.out[1], slots_, row_bytes);
-    row_tiles_ = ceil_div(p.out[1], rows_);
-    const int64_t affordable =
-        larger(2, kMaxPartialBytes / (elements_ * static_cast<int64_t>(sizeof(Acc<S>))));
-    // Few slabs leave little to do in parallel: then more of the sum is split.
-    const int64_t wanted = ceil_div(kMaxSplits, ceil_div(slabs_, group_));
-    splits_ = larger(1, smaller(smaller(wanted, affordable), p.batch * row_tiles_));
-  }
-
-  int64_t workspace() const { return splits_ * elements_; }
-
-  Status run(const S* grad, const S* input, Acc<S>* partials, S* grad_weight, S* grad_bias) {
-    if (!time_.ok() || !height_.ok()) return {kNoMemory};
-    const int64_t source_rows = height_.widest(p_.out[1], rows_);
-    const int64_t groups = ceil_div(slabs_, group_);
-    bool failed = false;
-#pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
-    {
-      FrameRing<S> grads(1, rows_, p_.out[2], 0, 0, group_);
-      FrameRing<S> inputs(slots_, source_rows, p_.in[2], columns_.left, columns_.right, group_);
-      Buffer<const Acc<S>*> rows(rows_ * (p_.kernel[1] + 1));
-      const bool ready = grads.ok() && inputs.ok() && rows.ok();
-#pragma omp for schedule(dynamic)
-      for (int64_t task = 0; task < splits_ * groups; ++task) {
-        if (ready)
-          part(task / groups, task % groups * group_, grad, input, partials, grad_weight != nullptr,
-               grad_bias != nullptr, grads, inputs, rows.data());
-        else
-          failed = true;
-      }
-    }
-    if (failed) return {kNoMemory};
-    for (int64_t slab = 0; slab < slabs_; ++slab) combine(slab, partials, grad_weight, grad_bias);
-    return {};
-  }
-
- private:
-  static constexpr int L = kLanes<S>;
-  using V = Vector<Acc<S>, L>;
-
-  Acc<S>* partial(Acc<S>* partials, int64_t split, int64_t slab) const {
-    return partials + split * elements_ + slab * (taps_ + 1) * L;
-  }
-
-  // The sums over one split's tiles, one group: per slab (plane, k_h, k_w, L), then the bias (L).
-  void part(int64_t split, int64_t slab, const S* grad, const S* input, Acc<S>* partials,
-            bool want_weight, bool want_bias, FrameRing<S>& grads, FrameRing<S>& inputs,
-            const Acc<S>** rows) const {
-    Acc<S>* sums = partial(partials, split, slab);
-    const int64_t channels = smaller(group_ * L, p_.channels - slab * L);
-    const int64_t slab_sums = (taps_ + 1) * L;
-    for (int64_t i = 0; i < ceil_div(channels, L) * slab_sums; ++i) sums[i] = 0;
-    const int64_t grad_strides[4] = {p_.out[0] * p_.out[1] * p_.out[2] * p_.channels,
-                                     p_.out[1] * p_.out[2] * p_.channels, p_.out[2] * p_.channels,
-                                     p_.channels};
-    WeightJob<Acc<S>> job = {};
-    job.grads = rows;
-    job.inputs = rows + rows_;
-    job.kernel_rows = p_.kernel[1];
-    job.width = p_.out[2];
-    job.source_width = p_.in[2];
-    job.kernel = p_.kernel[2];
-    job.stride = p_.stride[2];
-    job.dilation = p_.dilation[2];
-    job.padding = p_.padding[2];
-    const WeightFunction<Acc<S>> frame =
-        weight_function<S>(p_.kernel[2], p_.stride[2], p_.dilation[2]);
-
-    const int64_t tiles = p_.batch * row_tiles_;
-    for (int64_t tile = split * tiles / splits_; tile < (split + 1) * tiles / splits_; ++tile) {
-      const int64_t n = tile / row_tiles_;
-      const int64_t h0 = tile % row_tiles_ * rows_;
-      job.rows = smaller(rows_, p_.out[1] - h0);
-      int64_t first, last;
-      height_.sources(h0, h0 + job.rows, &first, &last);
-      grads.start(grad + n * grad_strides[0] + slab * L, grad_strides, h0, job.rows, channels);
-      inputs.start(input + n * p_.in_strides[0] + slab * L, p_.in_strides, first,
-                   larger(0, last - first + 1), channels);
-      for (int64_t t = 0; t < p_.out[0]; ++t) {
-        for (int64_t h = 0; h < job.rows; ++h) rows[h] = grads.row(t, h0 + h);
-        for (int64_t c = 0; want_bias && c < channels; c += L) {
-          job.grad_offset = c / L * grads.slab_stride();
-          add_bias(job, sums + c / L * slab_sums + taps_ * L);
-        }
-        for (const Link* f = time_.begin(t); want_weight && f != time_.end(t); ++f) {
-          for (int64_t i = 0; i < job.rows * p_.kernel[1]; ++i) rows[rows_ + i] = nullptr;
-          for (int64_t h = 0; h < job.rows; ++h)
-            for (const Link* r = height_.begin(h0 + h); r != height_.end(h0 + h); ++r)
-              rows[rows_ + h * p_.kernel[1] + r->first] = inputs.row(f->source, r->source);
-          for (int64_t c = 0; c < channels; c += L) {
-            job.grad_offset = c / L * grads.slab_stride();
-            job.input_offset = c / L * inputs.slab_stride();
-            job.partial = sums + c / L * slab_sums + planes_.of(*f) * plane_taps_ * L;
-            frame(job);
-          }
-        }
-      }
-    }
-  }
-
-  static void add_bias(const WeightJob<Acc<S>>& job, Acc<S>* to) {
-    V sums[4] = {};
-    for (int64_t h = 0; h < job.rows; ++h)
-      for (int64_t w = 0; w < job.width; ++w)
-        sums[w & 3] += load<L>(job.grads[h] + job.grad_offset + w * L);
-    store<L>(to, load<L>(to) + ((sums[0] + sums[1]) + (sums[2] + sums[3])));
-  }
-
-  // Splits are added in their order. The sum of a merged plane belongs to each of its taps.
-  void combine(int64_t slab, Acc<S>* partials, S* grad_weight, S* grad_bias) const {
-    Acc<S>* sums = partial(partials, 0, slab);
-    for (int64_t split = 1; split < splits_; ++split) {
-      const Acc<S>* more = partial(partials, split, slab);
-      for (int64_t i = 0; i < (taps_ + 1) * L; ++i) sums[i] += more[i];
-    }
-    for (int64_t lane = 0; lane < smaller(L, p_.channels - slab * L); ++lane) {
-      const int64_t c = slab * L + lane;
-      if (grad_bias != nullptr) store<1>(grad_bias + c, Vector<Acc<S>, 1>{sums[taps_ * L + lane]});
-      for (int64_t t = 0; grad_weight != nullptr && t < p_.kernel[0]; ++t)
-        for (int64_t tap = 0; tap < plane_taps_; ++tap) {
-          Acc<S> sum = 0;
-          for (int plane = 0; plane < planes_.count(); ++plane)
-            if (planes_.first(plane) <= t && t <= planes_.last(plane))
-              sum += sums[(plane * plane_taps_ + tap) * L + lane];
-          store<1>(grad_weight + (c * p_.kernel[0] + t) * plane_taps_ + tap,
-                   Vector<Acc<S>, 1>{sum});
-        }
-    }
-  }
-
-  const Problem& p_;
-  const Columns<S> columns_;
-  const Plan time_;
-  const Plan height_;
-  const Planes planes_;
-  const int64_t slots_;
-  const int64_t slabs_;
-  const int64_t group_;
-  const int64_t plane_taps_;
-  const int64_t taps_;
-  const int64_t elements_;
-  int64_t rows_ = 1;
-  int64_t row_tiles_ = 1;
-  int64_t splits_ = 1;
 };
 
 void dense_strides(const int64_t* size, int64_t channels, int64_t* strides) {

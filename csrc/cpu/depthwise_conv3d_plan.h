@@ -130,4 +130,15 @@ class Planes {
   Link range_[kMaxKernel * (kMaxKernel + 1) / 2];
 };
 
+constexpr int64_t kRingBytes = 512 * 1024;  // of unpacked frames, to stay in a core's L2 cache
+
+// Destination rows of one tile: as many as keep the ring in cache, evenly spread. From shapes
+// alone.
+int64_t tile_rows(const Plan& height, int64_t rows, int64_t slots, int64_t row_bytes) {
+  int64_t tile = rows;
+  while (tile > 1 && height.widest(rows, tile) * slots * row_bytes > kRingBytes)
+    tile -= (tile + 7) / 8;
+  return ceil_div(rows, ceil_div(rows, larger(1, tile)));
+}
+
 }  // namespace
