@@ -312,3 +312,11 @@ def test_wrong_arguments_are_named(
 ) -> None:
     with pytest.raises(error, match=f"dense_conv3d: .*{words}"):
         dense_conv3d(*arguments, **options)
+
+
+@pytest.mark.parametrize("stride", [True, (True, 1, 1), (1.0, 1, 1)])
+def test_a_call_that_was_accepted_vouches_for_no_other_types(stride: Any) -> None:
+    for accepted in (1, (1, 1, 1)):
+        dense_conv3d(X, W, B, accepted)
+    with pytest.raises(TypeError, match="dense_conv3d: stride must hold ints"):
+        dense_conv3d(X, W, B, stride)
