@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evit_kernels import _activations, _layout, _registration
 from evit_kernels.dense_conv3d import native
-from evit_kernels.depthwise_conv3d.geometry import Geometry
+from evit_kernels.depthwise_conv3d.geometry import Geometry, from_window
 
 NAME = "dense_conv3d"
 
@@ -67,20 +67,14 @@ class _DenseConv3d(torch.autograd.Function):
         return (*(g if want else None for g, want in zip(grads, needed, strict=True)), None, None)
 
 
-def _geometry(weight: Tensor, *window: Any) -> Geometry:
-    stride, padding, dilation, temporal_padding = window
-    kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
-    return Geometry(kernel, tuple(stride), tuple(padding), tuple(dilation), temporal_padding)
-
-
 def _forward_impl(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     *window, activation, backend = arguments
-    geometry = _geometry(weight, *window)
+    geometry = from_window(weight, *window)
     return _BACKENDS[backend].forward(input, weight, bias, geometry, activation)
 
 
 def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    geometry = _geometry(weight, *arguments[:4])
+    geometry = from_window(weight, *arguments[:4])
     size = (input.shape[0], weight.shape[0], *geometry.output_size(input.shape[2:]))
     return torch.empty(
         size, dtype=input.dtype, device=input.device, memory_format=_layout.format_of(input)
@@ -91,7 +85,7 @@ def _backward_impl(
     grad_output: Tensor, input: Tensor, weight: Tensor, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *window, backend, needed = arguments
-    geometry = _geometry(weight, *window)
+    geometry = from_window(weight, *window)
     return _BACKENDS[backend].backward(grad_output, input, weight, geometry, needed)
 
 

@@ -49,6 +49,23 @@ class Geometry(NamedTuple):
         return t, h, w
 
 
+def from_window(
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    temporal_padding: str,
+) -> Geometry:
+    """Returns the geometry of a registered operator's arguments, which were checked before."""
+    return Geometry(
+        (weight.shape[2], weight.shape[3], weight.shape[4]),
+        (stride[0], stride[1], stride[2]),
+        (padding[0], padding[1], padding[2]),
+        (dilation[0], dilation[1], dilation[2]),
+        temporal_padding,
+    )
+
+
 def with_frames(x: Tensor, geometry: Geometry) -> tuple[Tensor, Triple]:
     """Returns a clip with the frames that are repeated around it, and the padding still to do."""
     if not geometry.clamps_time:

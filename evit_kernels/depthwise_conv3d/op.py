@@ -9,7 +9,7 @@ from torch import Tensor
 
 from evit_kernels import _layout, _registration
 from evit_kernels.depthwise_conv3d import native
-from evit_kernels.depthwise_conv3d.geometry import NAME, Geometry
+from evit_kernels.depthwise_conv3d.geometry import NAME, Geometry, from_window
 
 _WINDOW = "int[3] stride, int[3] padding, int[3] dilation, str temporal_padding, str activation"
 
@@ -68,20 +68,14 @@ class _DepthwiseConv3d(torch.autograd.Function):
         return (*chosen, None, None, None)
 
 
-def _geometry(weight: Tensor, *window: Any) -> Geometry:
-    stride, padding, dilation, temporal_padding = window
-    kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
-    return Geometry(kernel, tuple(stride), tuple(padding), tuple(dilation), temporal_padding)
-
-
 def _forward_impl(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     *window, activation, backend = arguments
-    geometry = _geometry(weight, *window)
+    geometry = from_window(weight, *window)
     return _BACKENDS[backend].forward(input, weight, bias, geometry, activation)
 
 
 def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
-    geometry = _geometry(weight, *arguments[:4])
+    geometry = from_window(weight, *arguments[:4])
     size = (input.shape[0], input.shape[1], *geometry.output_size(input.shape[2:]))
     return torch.empty(
         size, dtype=input.dtype, device=input.device, memory_format=_layout.format_of(input)
@@ -92,7 +86,7 @@ def _backward_impl(
     grad_output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     *window, activation, backend, needed = arguments
-    geometry = _geometry(weight, *window)
+    geometry = from_window(weight, *window)
     return _BACKENDS[backend].backward(
         grad_output, input, weight, bias, geometry, activation, needed
     )

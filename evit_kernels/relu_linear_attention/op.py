@@ -41,7 +41,7 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, backend: 
     """Calls the registered operator, through autograd where a gradient is wanted."""
     if _registration.needs_autograd(q, k, v):
         apply: Any = _Attention.apply
-        result: Tensor = apply(*_distinct(q, k, v), eps, backend)
+        result: Tensor = apply(*_registration.distinct(q, k, v), eps, backend)
         return result
     output: Tensor = _forward(q, k, v, eps, backend)[0]
     return output
@@ -53,20 +53,10 @@ def relu_linear_attention_qkv(
     """Calls the registered operator for packed projections, through autograd where wanted."""
     if _registration.needs_autograd(*qkv):
         apply: Any = _PackedAttention.apply
-        result: Tensor = apply(head_dim, eps, backend, *_distinct(*qkv))
+        result: Tensor = apply(head_dim, eps, backend, *_registration.distinct(*qkv))
         return result
     output: Tensor = _forward_qkv(list(qkv), head_dim, eps, backend)[0]
     return output
-
-
-def _distinct(*tensors: Tensor) -> list[Tensor]:
-    """Replaces repeated tensors by views of themselves: torch.compile refuses to trace an
-    autograd.Function that is given one tensor twice."""
-    result: list[Tensor] = []
-    for tensor in tensors:
-        repeated = any(tensor is earlier for earlier in result)
-        result.append(tensor.view_as(tensor) if repeated else tensor)
-    return result
 
 
 class _Attention(torch.autograd.Function):
