@@ -182,13 +182,6 @@ class Convolution {
   int64_t frames_ = 1;
 };
 
-void dense_strides(const int64_t* size, int64_t channels, int64_t* strides) {
-  strides[3] = channels;
-  strides[2] = strides[3] * size[2];
-  strides[1] = strides[2] * size[1];
-  strides[0] = strides[1] * size[0];
-}
-
 template <class S>
 Status forward_as(const Problem& p, const void* input, const void* weight, const void* bias,
                   const void* multiplier, void* output) {

@@ -130,6 +130,14 @@ class Planes {
   Link range_[kMaxKernel * (kMaxKernel + 1) / 2];
 };
 
+// Strides of sample, frame, row and column of a dense channels-last tensor.
+inline void dense_strides(const int64_t* size, int64_t channels, int64_t* strides) {
+  strides[3] = channels;
+  strides[2] = strides[3] * size[2];
+  strides[1] = strides[2] * size[1];
+  strides[0] = strides[1] * size[0];
+}
+
 constexpr int64_t kRingBytes = 512 * 1024;  // of unpacked frames, to stay in a core's L2 cache
 
 // Destination rows of one tile: as many as keep the ring in cache, evenly spread. From shapes

@@ -84,9 +84,8 @@ class WeightGradient {
     const int64_t channels = smaller(group_ * L, p_.channels - slab * L);
     const int64_t slab_sums = (taps_ + 1) * L;
     for (int64_t i = 0; i < ceil_div(channels, L) * slab_sums; ++i) sums[i] = 0;
-    const int64_t grad_strides[4] = {p_.out[0] * p_.out[1] * p_.out[2] * p_.channels,
-                                     p_.out[1] * p_.out[2] * p_.channels, p_.out[2] * p_.channels,
-                                     p_.channels};
+    int64_t grad_strides[4];
+    dense_strides(p_.out, p_.channels, grad_strides);
     WeightJob<Acc<S>> job = {};
     job.grads = rows;
     job.inputs = rows + rows_;

@@ -96,17 +96,13 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     A* sums = partials + w.offset(task, head, task.split);
     const S* key = at<const S>(source.k, task, head, token);
-    const auto advance = [&](int64_t c) {
-      next_keys.advance(c);
-      next_values.advance(c);
-    };
     if (w.width == w.padded && tokens % 4 == 0 && !w.streamed) {
-      pack_positive(key, source.k.token_stride, tokens, w.width, keys, sums + w.width * w.padded,
-                    advance);
+      pack_positive(key, source.k.token_stride, tokens, w.width, keys, sums + w.width * w.padded);
     } else {
       pack(key, source.k.token_stride, tokens, w.width, w.padded, keys,
            [&](auto x, int64_t, int64_t c) {
-             advance(c);
+             next_keys.advance(c);
+             next_values.advance(c);
              return relu(x);
            });
       add_token_sums<A>(keys, nullptr, whole_tokens(tokens), w.padded, sums + w.width * w.padded);

@@ -88,10 +88,10 @@ EVIT_INLINE void unpack(const Acc<S>* block, int64_t tokens, int64_t width, S* d
 }
 
 // Copies the positive part of tokens into a block and adds it up: sums[c] += sum over tokens.
-// Whole vectors, tokens in fours; visit(feature) is called for every vector.
-template <class S, class F>
+// Whole vectors, tokens in fours.
+template <class S>
 EVIT_INLINE void pack_positive(const S* source, int64_t stride, int64_t tokens, int64_t width,
-                               Acc<S>* block, Acc<S>* sums, F&& visit) {
+                               Acc<S>* block, Acc<S>* sums) {
   using A = Acc<S>;
   constexpr int L = kLanes<A>;
   for (int64_t c = 0; c < width; c += L) {
@@ -100,7 +100,6 @@ EVIT_INLINE void pack_positive(const S* source, int64_t stride, int64_t tokens, 
     for (int64_t t = 0; t < tokens; t += 4) {
       EVIT_UNROLL
       for (int i = 0; i < 4; ++i) {
-        visit(c);
         const Vector<A, L> x = relu(load<L>(source + (t + i) * stride + c));
         store<L>(panel + (t + i) * L, x);
         part[i] += x;
@@ -111,15 +110,6 @@ EVIT_INLINE void pack_positive(const S* source, int64_t stride, int64_t tokens, 
 }
 
 // ---- sums along tokens and features ----
-
-template <int... I>
-struct Lanes {};
-template <int N, int... I>
-struct LanesUpTo : LanesUpTo<N - 1, N - 1, I...> {};
-template <int... I>
-struct LanesUpTo<0, I...> {
-  using type = Lanes<I...>;
-};
 
 // How two vectors of sums, of rows a and b, are folded into one: the lanes of `low` and of `high`
 // are added. Within 128 bits first, by interleaving, then whole groups of 128 bits: each is one

@@ -232,6 +232,16 @@ struct Width {
   static constexpr int value = N;
 };
 
+// The numbers 0 .. N-1 as a type.
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct LanesUpTo : LanesUpTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct LanesUpTo<0, I...> {
+  using type = Lanes<I...>;
+};
+
 // Calls f(Width<L>{}, offset) over [0, n) with the widest vectors that fit.
 template <class S, class F>
 EVIT_INLINE void for_each_slab(int64_t n, F&& f) {

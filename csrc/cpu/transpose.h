@@ -6,16 +6,6 @@
 
 namespace {
 
-// The numbers 0 .. N-1 as a type.
-template <int... I>
-struct Lanes {};
-template <int N, int... I>
-struct CountTo : CountTo<N - 1, N - 1, I...> {};
-template <int... I>
-struct CountTo<0, I...> {
-  using type = Lanes<I...>;
-};
-
 // a and b alternating: the lower halves (Half = 0) or the upper halves (Half = 1) of both.
 template <class T, int L, int Half, int... I>
 EVIT_INLINE Vector<T, L> interleave(Vector<T, L> a, Vector<T, L> b, Lanes<I...>) {
@@ -31,7 +21,7 @@ EVIT_INLINE Vector<T, L> interleave(Vector<T, L> a, Vector<T, L> b, Lanes<I...>)
 // column's, so that after log2(L) rounds the two have changed places.
 template <class T, int L>
 EVIT_INLINE void transpose(Vector<T, L> (&rows)[L]) {
-  using All = typename CountTo<L>::type;
+  using All = typename LanesUpTo<L>::type;
   EVIT_UNROLL
   for (int round = 1; round < L; round *= 2) {
     Vector<T, L> next[L];
