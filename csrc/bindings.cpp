@@ -4,8 +4,10 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <cstring>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "evit/batch_norm_activation.h"
@@ -27,11 +29,35 @@ T* pointer(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// Of a tensor that has to be there: some of torch's have a size, strides and a dtype, but no
+// memory.
+void* memory(uintptr_t address) {
+  if (address == 0) throw std::runtime_error("evit core: a tensor has no memory");
+  return pointer(address);
+}
+
 void check(evit::Status status) {
   if (!status.ok()) throw std::runtime_error(std::string("evit core: ") + status.message);
 }
 
-evit::DepthwiseConv3dProblem depthwise_problem(const py::tuple& t) {
+// A problem is made once and travels as the bytes of its struct: reading a tuple takes longer than
+// a small kernel where the caches are cold.
+template <class Problem>
+py::bytes packed(const Problem& problem) {
+  static_assert(std::is_trivially_copyable_v<Problem>);
+  return {reinterpret_cast<const char*>(&problem), sizeof problem};
+}
+
+template <class Problem>
+Problem unpacked(const py::bytes& bytes) {
+  if (static_cast<size_t>(PyBytes_GET_SIZE(bytes.ptr())) != sizeof(Problem))
+    throw std::invalid_argument("evit core: these are not the bytes of this operator's problem");
+  Problem problem;
+  std::memcpy(&problem, PyBytes_AS_STRING(bytes.ptr()), sizeof problem);
+  return problem;
+}
+
+evit::DepthwiseConv3dProblem depthwise_problem(const py::args& t) {
   evit::DepthwiseConv3dProblem p;
   p.dtype = static_cast<evit::DType>(t[0].cast<int>());
   p.activation = static_cast<evit::Activation>(t[1].cast<int>());
@@ -50,29 +76,31 @@ evit::DepthwiseConv3dProblem depthwise_problem(const py::tuple& t) {
 }
 
 void bind_depthwise_conv3d(py::module_& m) {
-  m.def("depthwise_conv3d_forward", [](const py::tuple& problem, uintptr_t input, uintptr_t weight,
+  using Problem = evit::DepthwiseConv3dProblem;
+  m.def("depthwise_conv3d_problem", [](const py::args& t) { return packed(depthwise_problem(t)); });
+  m.def("depthwise_conv3d_forward", [](const py::bytes& problem, uintptr_t input, uintptr_t weight,
                                        uintptr_t bias, uintptr_t output) {
-    const auto p = depthwise_problem(problem);
+    const auto p = unpacked<Problem>(problem);
     py::gil_scoped_release unlocked;
-    check(evit::cpu::depthwise_conv3d_forward(p, pointer(input), pointer(weight), pointer(bias),
-                                              pointer(output)));
+    check(evit::cpu::depthwise_conv3d_forward(p, memory(input), memory(weight), pointer(bias),
+                                              memory(output)));
   });
-  m.def("depthwise_conv3d_workspace", [](const py::tuple& problem) {
-    return evit::cpu::depthwise_conv3d_workspace(depthwise_problem(problem));
+  m.def("depthwise_conv3d_workspace", [](const py::bytes& problem) {
+    return evit::cpu::depthwise_conv3d_workspace(unpacked<Problem>(problem));
   });
-  m.def("depthwise_conv3d_backward", [](const py::tuple& problem, uintptr_t grad_output,
+  m.def("depthwise_conv3d_backward", [](const py::bytes& problem, uintptr_t grad_output,
                                         uintptr_t input, uintptr_t weight, uintptr_t bias,
                                         uintptr_t scratch, uintptr_t partials, uintptr_t grad_input,
                                         uintptr_t grad_weight, uintptr_t grad_bias) {
-    const auto p = depthwise_problem(problem);
+    const auto p = unpacked<Problem>(problem);
     py::gil_scoped_release unlocked;
     check(evit::cpu::depthwise_conv3d_backward(
-        p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias), pointer(scratch),
+        p, memory(grad_output), memory(input), memory(weight), pointer(bias), pointer(scratch),
         pointer(partials), pointer(grad_input), pointer(grad_weight), pointer(grad_bias)));
   });
 }
 
-evit::DenseConv3dProblem dense_problem(const py::tuple& t) {
+evit::DenseConv3dProblem dense_problem(const py::args& t) {
   evit::DenseConv3dProblem p;
   p.dtype = static_cast<evit::DType>(t[0].cast<int>());
   p.activation = static_cast<evit::Activation>(t[1].cast<int>());
@@ -90,56 +118,88 @@ evit::DenseConv3dProblem dense_problem(const py::tuple& t) {
 }
 
 void bind_dense_conv3d(py::module_& m) {
-  m.def("dense_conv3d_forward", [](const py::tuple& problem, uintptr_t input, uintptr_t weight,
+  using Problem = evit::DenseConv3dProblem;
+  m.def("dense_conv3d_problem", [](const py::args& t) { return packed(dense_problem(t)); });
+  m.def("dense_conv3d_forward", [](const py::bytes& problem, uintptr_t input, uintptr_t weight,
                                    uintptr_t bias, uintptr_t output) {
-    const auto p = dense_problem(problem);
+    const auto p = unpacked<Problem>(problem);
     py::gil_scoped_release unlocked;
-    check(evit::cpu::dense_conv3d_forward(p, pointer(input), pointer(weight), pointer(bias),
-                                          pointer(output)));
+    check(evit::cpu::dense_conv3d_forward(p, memory(input), memory(weight), pointer(bias),
+                                          memory(output)));
   });
-  m.def("dense_conv3d_workspace", [](const py::tuple& problem) {
-    return evit::cpu::dense_conv3d_workspace(dense_problem(problem));
+  m.def("dense_conv3d_workspace", [](const py::bytes& problem) {
+    return evit::cpu::dense_conv3d_workspace(unpacked<Problem>(problem));
   });
   m.def("dense_conv3d_weight_gradient",
-        [](const py::tuple& problem, uintptr_t grad_output, uintptr_t input, uintptr_t partials,
+        [](const py::bytes& problem, uintptr_t grad_output, uintptr_t input, uintptr_t partials,
            uintptr_t grad_weight, uintptr_t grad_bias) {
-          const auto p = dense_problem(problem);
+          const auto p = unpacked<Problem>(problem);
           py::gil_scoped_release unlocked;
-          check(evit::cpu::dense_conv3d_weight_gradient(p, pointer(grad_output), pointer(input),
+          check(evit::cpu::dense_conv3d_weight_gradient(p, memory(grad_output), memory(input),
                                                         pointer(partials), pointer(grad_weight),
                                                         pointer(grad_bias)));
         });
 }
 
-// A call of linear attention: the sources come as rows of integers, the heads and then, for each of
-// the seven views of evit::AttentionSource, the pointer and three strides.
+// The problem of linear attention travels as its struct and then the structs of its sources. Their
+// views hold offsets in bytes; a call brings the address of the tensor that each of them lies in.
+constexpr size_t kAttentionViews = 7;
+constexpr size_t kAttentionInputs = 4;  // those that every call has
+
+std::array<evit::HeadsView*, kAttentionViews> views_of(evit::AttentionSource& s) {
+  return {&s.q, &s.k, &s.v, &s.output, &s.grad_q, &s.grad_k, &s.grad_v};
+}
+
+// A row holds the heads of a source and, for every view, its offset and three strides in elements.
+py::bytes attention_problem(int dtype, int num_threads, const Triple& batch_tokens_width,
+                            double eps, const std::vector<std::vector<int64_t>>& rows) {
+  const auto type = static_cast<evit::DType>(dtype);
+  const evit::ReluLinearAttentionProblem problem = {type,
+                                                    num_threads,
+                                                    batch_tokens_width[0],
+                                                    batch_tokens_width[1],
+                                                    batch_tokens_width[2],
+                                                    eps,
+                                                    static_cast<int64_t>(rows.size()),
+                                                    nullptr};
+  std::string bytes(reinterpret_cast<const char*>(&problem), sizeof problem);
+  for (const auto& row : rows) {
+    evit::AttentionSource source = {};
+    source.heads = row[0];
+    const auto views = views_of(source);
+    for (size_t i = 0; i < kAttentionViews && 4 * i + 4 < row.size(); ++i) {
+      const int64_t* entry = row.data() + 1 + 4 * i;
+      const auto offset = static_cast<uintptr_t>(entry[0] * evit::size_of(type));
+      *views[i] = {pointer(offset), entry[1], entry[2], entry[3]};
+    }
+    bytes.append(reinterpret_cast<const char*>(&source), sizeof source);
+  }
+  return bytes;
+}
+
 class AttentionCall {
  public:
-  static constexpr size_t kViews = 7;
-  using Row = std::vector<int64_t>;
-
-  AttentionCall(int dtype, int num_threads, const Triple& batch_tokens_width, double eps,
-                const std::vector<Row>& rows) {
-    for (const Row& row : rows) {
-      evit::AttentionSource source = {};
-      source.heads = row[0];
-      evit::HeadsView* const views[kViews] = {&source.q,      &source.k,      &source.v,
-                                              &source.output, &source.grad_q, &source.grad_k,
-                                              &source.grad_v};
-      for (size_t i = 0; i < kViews && 4 * i + 4 < row.size(); ++i) {
-        const int64_t* entry = row.data() + 1 + 4 * i;
-        *views[i] = {pointer(static_cast<uintptr_t>(entry[0])), entry[1], entry[2], entry[3]};
-      }
-      sources_.push_back(source);
+  AttentionCall(const py::bytes& bytes, const std::vector<uintptr_t>& addresses) {
+    const char* data = PyBytes_AS_STRING(bytes.ptr());
+    const auto size = static_cast<size_t>(PyBytes_GET_SIZE(bytes.ptr()));
+    if (size < sizeof problem_) throw std::invalid_argument("evit core: a problem is too short");
+    std::memcpy(&problem_, data, sizeof problem_);
+    const auto count = static_cast<size_t>(problem_.num_sources);
+    sources_.resize(count);
+    if (size != sizeof problem_ + count * sizeof(evit::AttentionSource) || count == 0 ||
+        addresses.size() % count != 0 || addresses.size() / count > kAttentionViews)
+      throw std::invalid_argument("evit core: a problem of attention and its tensors differ");
+    std::memcpy(sources_.data(), data + sizeof problem_, count * sizeof(evit::AttentionSource));
+    const uintptr_t* address = addresses.data();
+    for (auto& source : sources_) {
+      const auto views = views_of(source);
+      for (size_t i = 0; i < addresses.size() / count; ++i, ++address)
+        views[i]->data =
+            *address || i < kAttentionInputs
+                ? static_cast<char*>(memory(*address)) + reinterpret_cast<uintptr_t>(views[i]->data)
+                : nullptr;
     }
-    problem_ = {static_cast<evit::DType>(dtype),
-                num_threads,
-                batch_tokens_width[0],
-                batch_tokens_width[1],
-                batch_tokens_width[2],
-                eps,
-                static_cast<int64_t>(sources_.size()),
-                sources_.data()};
+    problem_.sources = sources_.data();
   }
   AttentionCall(const AttentionCall&) = delete;
   AttentionCall& operator=(const AttentionCall&) = delete;
@@ -152,23 +212,23 @@ class AttentionCall {
 };
 
 void bind_relu_linear_attention(py::module_& m) {
+  using Addresses = std::vector<uintptr_t>;
+  m.def("relu_linear_attention_problem", &attention_problem);
   m.def("relu_linear_attention_forward",
-        [](int dtype, int num_threads, const Triple& sizes, double eps,
-           const std::vector<AttentionCall::Row>& sources, uintptr_t state) {
-          const AttentionCall call(dtype, num_threads, sizes, eps, sources);
+        [](const py::bytes& problem, const Addresses& addresses, uintptr_t state) {
+          const AttentionCall call(problem, addresses);
           py::gil_scoped_release unlocked;
           check(evit::cpu::relu_linear_attention_forward(call.problem(), pointer(state)));
         });
   m.def("relu_linear_attention_backward",
-        [](int dtype, int num_threads, const Triple& sizes, double eps,
-           const std::vector<AttentionCall::Row>& sources, uintptr_t state) {
-          const AttentionCall call(dtype, num_threads, sizes, eps, sources);
+        [](const py::bytes& problem, const Addresses& addresses, uintptr_t state) {
+          const AttentionCall call(problem, addresses);
           py::gil_scoped_release unlocked;
           check(evit::cpu::relu_linear_attention_backward(call.problem(), pointer(state)));
         });
 }
 
-evit::PointwiseConv3dProblem pointwise_problem(const py::tuple& t) {
+evit::PointwiseConv3dProblem pointwise_problem(const py::args& t) {
   evit::PointwiseConv3dProblem p;
   p.dtype = static_cast<evit::DType>(t[0].cast<int>());
   p.activation = static_cast<evit::Activation>(t[1].cast<int>());
@@ -182,29 +242,31 @@ evit::PointwiseConv3dProblem pointwise_problem(const py::tuple& t) {
 }
 
 void bind_pointwise_conv3d(py::module_& m) {
-  m.def("pointwise_conv3d_forward", [](const py::tuple& problem, uintptr_t input, uintptr_t weight,
+  using Problem = evit::PointwiseConv3dProblem;
+  m.def("pointwise_conv3d_problem", [](const py::args& t) { return packed(pointwise_problem(t)); });
+  m.def("pointwise_conv3d_forward", [](const py::bytes& problem, uintptr_t input, uintptr_t weight,
                                        uintptr_t bias, uintptr_t residual, uintptr_t output) {
-    const auto p = pointwise_problem(problem);
+    const auto p = unpacked<Problem>(problem);
     py::gil_scoped_release unlocked;
-    check(evit::cpu::pointwise_conv3d_forward(p, pointer(input), pointer(weight), pointer(bias),
-                                              pointer(residual), pointer(output)));
+    check(evit::cpu::pointwise_conv3d_forward(p, memory(input), memory(weight), pointer(bias),
+                                              pointer(residual), memory(output)));
   });
-  m.def("pointwise_conv3d_workspace", [](const py::tuple& problem) {
-    return evit::cpu::pointwise_conv3d_workspace(pointwise_problem(problem));
+  m.def("pointwise_conv3d_workspace", [](const py::bytes& problem) {
+    return evit::cpu::pointwise_conv3d_workspace(unpacked<Problem>(problem));
   });
-  m.def("pointwise_conv3d_backward", [](const py::tuple& problem, uintptr_t grad_output,
+  m.def("pointwise_conv3d_backward", [](const py::bytes& problem, uintptr_t grad_output,
                                         uintptr_t input, uintptr_t weight, uintptr_t bias,
                                         uintptr_t scratch, uintptr_t partials, uintptr_t grad_input,
                                         uintptr_t grad_weight, uintptr_t grad_bias) {
-    const auto p = pointwise_problem(problem);
+    const auto p = unpacked<Problem>(problem);
     py::gil_scoped_release unlocked;
     check(evit::cpu::pointwise_conv3d_backward(
-        p, pointer(grad_output), pointer(input), pointer(weight), pointer(bias), pointer(scratch),
+        p, memory(grad_output), memory(input), memory(weight), pointer(bias), pointer(scratch),
         pointer(partials), pointer(grad_input), pointer(grad_weight), pointer(grad_bias)));
   });
 }
 
-evit::BatchNormActivationProblem batch_norm_problem(const py::tuple& t) {
+evit::BatchNormActivationProblem batch_norm_problem(const py::args& t) {
   evit::BatchNormActivationProblem p;
   p.dtype = static_cast<evit::DType>(t[0].cast<int>());
   p.activation = static_cast<evit::Activation>(t[1].cast<int>());
@@ -222,34 +284,36 @@ evit::BatchNormActivationProblem batch_norm_problem(const py::tuple& t) {
 }
 
 void bind_batch_norm_activation(py::module_& m) {
-  m.def("batch_norm_statistics", [](const py::tuple& problem, uintptr_t input, uintptr_t mean,
-                                    uintptr_t variance) {
-    const auto p = batch_norm_problem(problem);
-    py::gil_scoped_release unlocked;
-    check(evit::cpu::batch_norm_statistics(p, pointer(input), pointer(mean), pointer(variance)));
-  });
-  m.def("batch_norm_activation_forward",
-        [](const py::tuple& problem, uintptr_t input, uintptr_t mean, uintptr_t variance,
-           uintptr_t weight, uintptr_t bias, uintptr_t output) {
-          const auto p = batch_norm_problem(problem);
+  using Problem = evit::BatchNormActivationProblem;
+  m.def("batch_norm_activation_problem",
+        [](const py::args& t) { return packed(batch_norm_problem(t)); });
+  m.def("batch_norm_statistics",
+        [](const py::bytes& problem, uintptr_t input, uintptr_t mean, uintptr_t variance) {
+          const auto p = unpacked<Problem>(problem);
           py::gil_scoped_release unlocked;
-          check(evit::cpu::batch_norm_activation_forward(p, pointer(input), pointer(mean),
-                                                         pointer(variance), pointer(weight),
-                                                         pointer(bias), pointer(output)));
+          check(evit::cpu::batch_norm_statistics(p, memory(input), memory(mean), memory(variance)));
         });
-  m.def("batch_norm_activation_backward", [](const py::tuple& problem, uintptr_t grad_output,
+  m.def("batch_norm_activation_forward", [](const py::bytes& problem, uintptr_t input,
+                                            uintptr_t mean, uintptr_t variance, uintptr_t weight,
+                                            uintptr_t bias, uintptr_t output) {
+    const auto p = unpacked<Problem>(problem);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::batch_norm_activation_forward(p, memory(input), memory(mean), memory(variance),
+                                                   pointer(weight), pointer(bias), memory(output)));
+  });
+  m.def("batch_norm_activation_backward", [](const py::bytes& problem, uintptr_t grad_output,
                                              uintptr_t input, uintptr_t mean, uintptr_t variance,
                                              uintptr_t weight, uintptr_t bias, uintptr_t grad_input,
                                              uintptr_t grad_weight, uintptr_t grad_bias) {
-    const auto p = batch_norm_problem(problem);
+    const auto p = unpacked<Problem>(problem);
     py::gil_scoped_release unlocked;
     check(evit::cpu::batch_norm_activation_backward(
-        p, pointer(grad_output), pointer(input), pointer(mean), pointer(variance), pointer(weight),
+        p, memory(grad_output), memory(input), memory(mean), memory(variance), pointer(weight),
         pointer(bias), pointer(grad_input), pointer(grad_weight), pointer(grad_bias)));
   });
 }
 
-evit::LayoutProblem layout_problem(const py::tuple& t) {
+evit::LayoutProblem layout_problem(const py::args& t) {
   evit::LayoutProblem p;
   p.element_size = t[0].cast<int>();
   p.num_threads = t[1].cast<int>();
@@ -267,15 +331,17 @@ evit::LayoutProblem layout_problem(const py::tuple& t) {
 }
 
 void bind_layout(py::module_& m) {
-  m.def("planar_to_rows", [](const py::tuple& problem, uintptr_t planar, uintptr_t rows) {
-    const auto p = layout_problem(problem);
+  using Problem = evit::LayoutProblem;
+  m.def("layout_problem", [](const py::args& t) { return packed(layout_problem(t)); });
+  m.def("planar_to_rows", [](const py::bytes& problem, uintptr_t planar, uintptr_t rows) {
+    const auto p = unpacked<Problem>(problem);
     py::gil_scoped_release unlocked;
-    check(evit::cpu::planar_to_rows(p, pointer(planar), pointer(rows)));
+    check(evit::cpu::planar_to_rows(p, memory(planar), memory(rows)));
   });
-  m.def("rows_to_planar", [](const py::tuple& problem, uintptr_t rows, uintptr_t planar) {
-    const auto p = layout_problem(problem);
+  m.def("rows_to_planar", [](const py::bytes& problem, uintptr_t rows, uintptr_t planar) {
+    const auto p = unpacked<Problem>(problem);
     py::gil_scoped_release unlocked;
-    check(evit::cpu::rows_to_planar(p, pointer(rows), pointer(planar)));
+    check(evit::cpu::rows_to_planar(p, memory(rows), memory(planar)));
   });
 }
 

@@ -7,6 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+try:
+    from torch._C import _is_any_autocast_enabled
+except ImportError:  # then every device is asked
+
+    def _is_any_autocast_enabled() -> bool:
+        return True
+
 
 def to_lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Casts floating tensors (not float64) to autocast's dtype where it is on for their device.
@@ -14,6 +21,8 @@ def to_lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:
     This is what PyTorch does for its own convolutions; the cast is differentiable.
     The tensors come back in their order, None where None was given.
     """
+    if not _is_any_autocast_enabled():
+        return tensors
     first = next((t for t in tensors if isinstance(t, Tensor)), None)
     # Meta tensors have no autocast: asking for it raises.
     if first is None or first.device.type == "meta":

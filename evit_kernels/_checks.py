@@ -3,58 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-class Accepted:
-    """Calls that passed their checks: one with the same sizes, types and options needs none.
-
-    Between two large kernels the caches hold little of the interpreter's: there, checking took as
-    long as a small kernel.
-    """
-
-    _MOST = 1024
-
-    def __init__(self) -> None:
-        self._results: dict[Any, Any] = {}
-
-    def key(self, *arguments: Any) -> Any:
-        """Returns all that checks may look at, or None where they have to be done."""
-        if torch.compiler.is_compiling():
-            return None
-        key = tuple(
-            [
-                (a.shape, a.dtype, a.device) if isinstance(a, Tensor) else (_types(a), a)
-                for a in arguments
-            ]
-        )
-        try:
-            hash(key)
-        except TypeError:  # lists, and sizes that are symbols
-            return None
-        return key
-
-    def result(self, key: Any) -> Any:
-        """Returns what was kept for a key, None for one that is not known."""
-        return None if key is None else self._results.get(key)
-
-    def keep(self, key: Any, result: Any) -> None:
-        """Keeps what the checks of a call found; anything but None."""
-        if key is None:
-            return
-        if len(self._results) >= self._MOST:
-            self._results.clear()
-        self._results[key] = result
-
-
-def _types(value: object) -> Any:
-    """What tells values apart that are equal: True, 1 and 1.0, alone or in a tuple."""
-    return tuple(map(type, value)) if isinstance(value, tuple) else type(value)
 
 
 def triple(value: int | Sequence[int], where: str, name: str, minimum: int) -> tuple[int, int, int]:

@@ -6,8 +6,6 @@ at about the speed of memory.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -109,8 +107,8 @@ def _of_planes(x: Tensor) -> bool:
     )
 
 
-def _problem(planes: Tensor, rows: Tensor) -> tuple[Any, ...]:
-    return (
+def _problem(planes: Tensor, rows: Tensor) -> bytes:
+    problem: bytes = core().layout_problem(
         planes.element_size(),
         torch.get_num_threads(),
         planes.shape[0],
@@ -119,3 +117,4 @@ def _problem(planes: Tensor, rows: Tensor) -> tuple[Any, ...]:
         planes.stride()[:4],
         (rows.stride(0), rows.stride(2), rows.stride(3), rows.stride(4)),
     )
+    return problem

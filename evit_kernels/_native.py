@@ -13,8 +13,8 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from types import ModuleType
 
 import torch  # also maps the OpenMP runtime that the core is bound to
@@ -63,6 +63,36 @@ def empty(
     if tensor.nbytes >= _LARGE and tensor.device.type == "cpu":
         core().advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
     return tensor
+
+
+def new(size: Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Returns what makes uninitialised channels-last tensors of one size, as `empty` does."""
+    like = torch.empty(size, dtype=dtype, device="meta", memory_format=torch.channels_last_3d)
+    make = partial(
+        torch.empty_strided, like.shape, like.stride(), dtype=dtype, device=torch.device("cpu")
+    )
+    if like.nbytes < _LARGE:
+        return make
+
+    def large() -> Tensor:
+        tensor = make()
+        core().advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
+        return tensor
+
+    return large
+
+
+def is_memory(*tensors: Tensor | None, dense: bool = False) -> bool:
+    """Tells whether kernels of the core may read tensors where they lie; dense: as one block."""
+    return all(
+        t.device.type == "cpu"
+        and t.layout is torch.strided
+        and not t.is_neg()
+        and t.numel() > 0
+        and (t.is_contiguous() or not dense)
+        for t in tensors
+        if t is not None
+    )
 
 
 def openmp_libraries() -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # A module-level object: the registrations live as long as it does.
 _LIBRARY = torch.library.Library("evit", "DEF")
@@ -31,7 +32,7 @@ def needs_autograd(*tensors: Tensor | None) -> bool:
     Forward-mode differentiation counts too: autograd then says that it is not implemented, where a
     bare operator would answer with a tangent of zero.
     """
-    if torch.autograd.forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         return True
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from evit_kernels import _native
 
+ENVIRONMENT = "EVIT_BACKEND"
 NAMES: tuple[str, ...] = ("reference", "native", "triton")
 
 # Why a backend cannot serve tensors of a device and dtype; None when it can.
@@ -101,8 +102,8 @@ def select(operator: str, backend: str | None, x: Tensor) -> str:
 def _select(operator: str, backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
     origin = "backend"
     if backend is None:
-        backend = os.environ.get("EVIT_BACKEND") or None
-        origin = "EVIT_BACKEND"
+        backend = os.environ.get(ENVIRONMENT) or None
+        origin = ENVIRONMENT
     if backend is None:
         return next(name for name in ORDER if _REFUSALS[name](device, dtype) is None)
     if backend not in NAMES:

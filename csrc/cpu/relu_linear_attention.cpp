@@ -155,7 +155,9 @@ Status forward_as(const Problem& p, void* state) {
   using A = Acc<S>;
   const Work<A> w(p, sizeof(S));
   const int64_t all = w.matrices() * w.matrix;
-  const bool dense = w.width == w.padded;
+  // Where the caller wants the sums, and they lie as computed, they are summed there.
+  const bool dense = state != nullptr && w.width == w.padded;
+  const bool copied = state != nullptr && !dense;
   Buffer<A> partials(w.splits > 1 ? w.splits * all : 0);
   Buffer<A> total_buffer(dense ? 0 : all);
   if (!w.groups.ok() || !partials.ok() || !total_buffer.ok())
@@ -178,7 +180,7 @@ Status forward_as(const Problem& p, void* state) {
     for (int64_t i = 0; i < w.matrices(); ++i) {
       A* total = totals + i * w.matrix;
       if (w.splits > 1) combine<A>(w, partials.data(), i, total);
-      for (int64_t r = 0; !dense && r <= w.width; ++r)
+      for (int64_t r = 0; copied && r <= w.width; ++r)
         for (int64_t c = 0; c < w.width; ++c)
           static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];
     }

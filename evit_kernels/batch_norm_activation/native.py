@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -116,8 +114,8 @@ def _problem(
     activation: str = "none",
     eps: float = 0.0,
     batch_moments: bool = False,
-) -> tuple[Any, ...]:
-    return (
+) -> bytes:
+    problem: bytes = core().batch_norm_activation_problem(
         DTYPES[x.dtype],
         CODES[activation],
         torch.get_num_threads(),
@@ -129,6 +127,7 @@ def _problem(
         (x.stride(0), x.stride(2), x.stride(3), x.stride(4)),
         eps,
     )
+    return problem
 
 
 def _readable(input: Tensor) -> Tensor:

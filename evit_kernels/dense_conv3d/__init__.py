@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evit_kernels import _activations, _autocast, _checks, backends
+from evit_kernels import _activations, _autocast, _calls, _checks, backends
 from evit_kernels.dense_conv3d import op, reference
 from evit_kernels.dense_conv3d.op import NAME
 from evit_kernels.depthwise_conv3d import geometry as _geometry
 
-_ACCEPTED = _checks.Accepted()
+_CALLS = _calls.Calls()
 
 
 def dense_conv3d(
@@ -57,20 +57,18 @@ def dense_conv3d(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     input, weight, bias = _autocast.to_lower_precision(input, weight, bias)
-    key = _ACCEPTED.key(input, weight, bias, stride, padding, temporal_padding, activation)
-    known = _ACCEPTED.result(key)
+    options = (stride, padding, temporal_padding, activation)
+    key, known = _CALLS.find((input, weight, bias), options, backend)
     if known is None:
         _check(input, weight, bias)
-        known = (
-            _geometry.window(NAME, input, weight, stride, padding, 1, temporal_padding),
-            _activations.canonical(activation, NAME),
-        )
-        _ACCEPTED.keep(key, known)
-    window, function = known
-    chosen = backends.select(NAME, backend, input)
-    if chosen == "reference":
+        window = _geometry.window(NAME, input, weight, stride, padding, 1, temporal_padding)
+        function = _activations.canonical(activation, NAME)
+        chosen = backends.select(NAME, backend, input)
+        known = _CALLS.keep(key, _calls.Known(chosen, (window, function)))
+    window, function = known.arguments
+    if known.backend == "reference":
         return reference.dense_conv3d(input, weight, bias, window, function)
-    return op.dense_conv3d(input, weight, bias, window, function, chosen)
+    return op.dense_conv3d(input, weight, bias, window, function, known.backend)
 
 
 def _check(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:

@@ -5,8 +5,6 @@ The gradient of the input, which no clip asks for, is PyTorch's own.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -102,8 +100,8 @@ def _lines(x: Tensor) -> Tensor:
     return _layout.dense_channels_last(x)
 
 
-def _problem(x: Tensor, output: Tensor, geometry: Geometry, activation: str) -> tuple[Any, ...]:
-    return (
+def _problem(x: Tensor, output: Tensor, geometry: Geometry, activation: str) -> bytes:
+    problem: bytes = core().dense_conv3d_problem(
         DTYPES[x.dtype],
         CODES[activation],
         geometry.clamps_time,
@@ -118,3 +116,4 @@ def _problem(x: Tensor, output: Tensor, geometry: Geometry, activation: str) -> 
         (geometry.time_padding[0], *geometry.padding[1:]),
         (x.stride(0), x.stride(2), x.stride(3)),
     )
+    return problem

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evit_kernels import _activations, _autocast, _checks, backends
+from evit_kernels import _activations, _autocast, _calls, _registration, backends
 from evit_kernels.depthwise_conv3d import geometry as _geometry
 from evit_kernels.depthwise_conv3d import op, reference
 
-_ACCEPTED = _checks.Accepted()
+_CALLS = _calls.Calls()
 
 
 def depthwise_conv3d(
@@ -57,18 +57,17 @@ def depthwise_conv3d(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     input, weight, bias = _autocast.to_lower_precision(input, weight, bias)
-    key = _ACCEPTED.key(
-        input, weight, bias, stride, padding, dilation, temporal_padding, activation
-    )
-    known = _ACCEPTED.result(key)
+    options = (stride, padding, dilation, temporal_padding, activation)
+    key, known = _CALLS.find((input, weight, bias), options, backend)
     if known is None:
-        known = (
-            _geometry.make(input, weight, bias, stride, padding, dilation, temporal_padding),
-            _activations.canonical(activation, _geometry.NAME),
-        )
-        _ACCEPTED.keep(key, known)
-    window, function = known
-    chosen = backends.select(_geometry.NAME, backend, input)
-    if chosen == "reference":
+        window = _geometry.make(input, weight, bias, stride, padding, dilation, temporal_padding)
+        function = _activations.canonical(activation, _geometry.NAME)
+        chosen = backends.select(_geometry.NAME, backend, input)
+        direct = key and op.direct(input, weight, bias, window, function, chosen)
+        known = _CALLS.keep(key, _calls.Known(chosen, (window, function), direct))
+    window, function = known.arguments
+    if known.backend == "reference":
         return reference.depthwise_conv3d(input, weight, bias, window, function)
-    return op.depthwise_conv3d(input, weight, bias, window, function, chosen)
+    if known.direct is not None and not _registration.needs_autograd(input, weight, bias):
+        return known.direct(input, weight, bias)
+    return op.depthwise_conv3d(input, weight, bias, window, function, known.backend)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty
+from evit_kernels._native import DTYPES, core, empty, is_memory, new
 from evit_kernels.depthwise_conv3d.geometry import Geometry
 
 
@@ -20,15 +20,34 @@ def forward(
     """Returns the convolution of `input`, in its memory format."""
     x = input if input.stride(1) == 1 else _layout.channels_last(input)
     weight, bias = _dense(weight, bias)
-    size, problem = _plan(
-        DTYPES[x.dtype], x.shape, x.stride(), geometry, activation, torch.get_num_threads()
-    )
+    size, problem = _planned(x, geometry, activation)
     output = empty(size, x)
     if output.numel():
         core().depthwise_conv3d_forward(
             problem, x.data_ptr(), weight.data_ptr(), _pointer(bias), output.data_ptr()
         )
     return _layout.in_format_of(output, input)
+
+
+def direct(
+    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
+) -> Callable[..., Tensor] | None:
+    """Returns what computes calls like this one past the dispatcher, None if they need copies."""
+    if input.stride(1) != 1 or not _layout.is_channels_last(input):
+        return None
+    if not is_memory(input) or not is_memory(weight, bias, dense=True):
+        return None
+    size, problem = _planned(input, geometry, activation)
+    new_output = new(size, input.dtype)
+    run = core().depthwise_conv3d_forward
+
+    def call(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        output = new_output()
+        address = 0 if bias is None else bias.data_ptr()
+        run(problem, input.data_ptr(), weight.data_ptr(), address, output.data_ptr())
+        return output
+
+    return call
 
 
 def backward(
@@ -52,9 +71,7 @@ def backward(
             g.zero_() for g in (grad_input, grad_weight, grad_bias)
         )
     elif any(needed):
-        _, problem = _plan(
-            DTYPES[x.dtype], x.shape, x.stride(), geometry, activation, torch.get_num_threads()
-        )
+        _, problem = _planned(x, geometry, activation)
         # Derivative of the activation times the gradient; its input is recomputed, never stored.
         scratch = empty(grad.shape, grad) if activation != "none" else None
         partials = weight.new_empty(
@@ -78,6 +95,12 @@ def backward(
     return grad_input, grad_weight, grad_bias
 
 
+def _planned(x: Tensor, geometry: Geometry, activation: str) -> tuple[tuple[int, ...], bytes]:
+    return _plan(
+        DTYPES[x.dtype], x.shape, x.stride(), geometry, activation, torch.get_num_threads()
+    )
+
+
 # Remembered because a call of a small network layer costs no more than working these out.
 @lru_cache(maxsize=1024)
 def _plan(
@@ -87,10 +110,10 @@ def _plan(
     geometry: Geometry,
     activation: str,
     threads: int,
-) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+) -> tuple[tuple[int, ...], bytes]:
     """Returns the size of the output, and the problem as the core takes it."""
     size = geometry.output_size(shape[2:])
-    problem = (
+    problem = core().depthwise_conv3d_problem(
         dtype,
         CODES[activation],
         geometry.clamps_time,

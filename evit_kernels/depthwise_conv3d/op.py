@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,20 @@ def depthwise_conv3d(
         )
         return result
     return _forward(*tensors, *geometry[1:], activation, backend)
+
+
+def direct(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    activation: str,
+    backend: str,
+) -> Callable[..., Tensor] | None:
+    """Returns what computes calls like this one past torch's dispatcher, None if nothing does."""
+    if backend not in _BACKENDS:
+        return None
+    return _BACKENDS[backend].direct(input, weight, bias, geometry, activation)
 
 
 class _DepthwiseConv3d(torch.autograd.Function):

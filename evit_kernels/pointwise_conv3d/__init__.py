@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evit_kernels import _activations, _autocast, _checks, backends
+from evit_kernels import _activations, _autocast, _calls, _checks, _registration, backends
 from evit_kernels.pointwise_conv3d import op, reference
 
 NAME = "pointwise_conv3d"
-_ACCEPTED = _checks.Accepted()
+_CALLS = _calls.Calls()
 
 
 def pointwise_conv3d(
@@ -48,16 +48,19 @@ def pointwise_conv3d(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     input, weight, bias, residual = _autocast.to_lower_precision(input, weight, bias, residual)
-    key = _ACCEPTED.key(input, weight, bias, groups, activation, residual)
-    function = _ACCEPTED.result(key)
-    if function is None:
+    tensors = (input, weight, bias, residual)
+    key, known = _CALLS.find(tensors, (groups, activation), backend)
+    if known is None:
         _check(input, weight, bias, residual, groups)
         function = _activations.canonical(activation, NAME)
-        _ACCEPTED.keep(key, function)
-    chosen = backends.select(NAME, backend, input)
-    if chosen == "reference":
-        return reference.pointwise_conv3d(input, weight, bias, function, residual)
-    return op.pointwise_conv3d(input, weight, bias, residual, function, chosen)
+        chosen = backends.select(NAME, backend, input)
+        direct = key and op.direct(*tensors, function, chosen)
+        known = _CALLS.keep(key, _calls.Known(chosen, function, direct))
+    if known.backend == "reference":
+        return reference.pointwise_conv3d(input, weight, bias, known.arguments, residual)
+    if known.direct is not None and not _registration.needs_autograd(*tensors):
+        return known.direct(*tensors)
+    return op.pointwise_conv3d(*tensors, known.arguments, known.backend)
 
 
 def _check(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty
+from evit_kernels._native import DTYPES, core, empty, is_memory, new
 
 
 def forward(
@@ -32,6 +32,40 @@ def forward(
             output.data_ptr(),
         )
     return _layout.in_format_of(output, input)
+
+
+def direct(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+) -> Callable[..., Tensor] | None:
+    """Returns what computes calls like this one past the dispatcher, None if they need copies."""
+    if not is_memory(input, residual) or not is_memory(weight, bias, dense=True):
+        return None
+    step = _step(input)
+    if step is None or not _layout.is_channels_last(input):
+        return None
+    if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last_3d):
+        return None
+    problem = _problem(input, step, weight, activation)
+    new_output = new((input.shape[0], weight.shape[0], *input.shape[2:]), input.dtype)
+    run = core().pointwise_conv3d_forward
+
+    def call(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
+        output = new_output()
+        run(
+            problem,
+            input.data_ptr(),
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            0 if residual is None else residual.data_ptr(),
+            output.data_ptr(),
+        )
+        return output
+
+    return call
 
 
 def backward(
@@ -81,14 +115,20 @@ def backward(
 
 def _tokens(x: Tensor) -> tuple[Tensor, int]:
     """Returns `x`, or a copy, whose channels are neighbours, and the step between positions."""
+    step = _step(x)
+    return (_layout.dense_channels_last(x), x.shape[1]) if step is None else (x, step)
+
+
+def _step(x: Tensor) -> int | None:
+    """Returns the step between positions of `x`, None where the core needs a copy."""
     step = _layout.position_stride(x, (0, 2, 3, 4))
     if step is not None and 1 in (x.shape[1], x.stride(1)) and step >= x.shape[1]:
-        return x, step
-    return _layout.dense_channels_last(x), x.shape[1]
+        return step
+    return None
 
 
-def _problem(x: Tensor, step: int, weight: Tensor, activation: str) -> tuple[Any, ...]:
-    return (
+def _problem(x: Tensor, step: int, weight: Tensor, activation: str) -> bytes:
+    problem: bytes = core().pointwise_conv3d_problem(
         DTYPES[x.dtype],
         CODES[activation],
         torch.get_num_threads(),
@@ -98,6 +138,7 @@ def _problem(x: Tensor, step: int, weight: Tensor, activation: str) -> tuple[Any
         x.shape[1] // weight.shape[1],
         step,
     )
+    return problem
 
 
 def _pointer(x: Tensor | None) -> int:

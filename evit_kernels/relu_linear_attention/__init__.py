@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evit_kernels import _checks, backends
+from evit_kernels import _calls, _checks, _registration, backends
 from evit_kernels.relu_linear_attention import op, reference
 from evit_kernels.relu_linear_attention.op import NAME
 
-_ACCEPTED = _checks.Accepted()
+_SEPARATE = _calls.Calls()
+_PACKED = _calls.Calls()
 
 
 def relu_linear_attention(
@@ -43,19 +44,13 @@ def relu_linear_attention(
     Source: EfficientViT (arXiv 2205.14756), equations 2 to 4; Katharopoulos et al. (arXiv
     2006.16236).
     """
-    for name, value in (("q", q), ("k", k), ("v", v)):
-        _checks.tensor(value, NAME, name)
-        _checks.rank(value, 4, NAME, name, "(B, heads, N, d)")
-        _checks.floating(value, NAME, name)
-        _checks.same_kind(value, q, NAME, name, "q")
-        if value.shape != q.shape:
-            raise ValueError(
-                f"{NAME}: {name} is {tuple(value.shape)}, q is {tuple(q.shape)}: they must be equal"
-            )
-    chosen = backends.select(NAME, backend, q)
-    if chosen == "reference":
+    key, known = _SEPARATE.find((q, k, v), (), backend)
+    if known is None:
+        _check(q, k, v)
+        known = _SEPARATE.keep(key, _calls.Known(backends.select(NAME, backend, q), None))
+    if known.backend == "reference":
         return reference.relu_linear_attention(q, k, v, eps)
-    return op.relu_linear_attention(q, k, v, eps, chosen)
+    return op.relu_linear_attention(q, k, v, eps, known.backend)
 
 
 def relu_linear_attention_qkv(
@@ -86,14 +81,29 @@ def relu_linear_attention_qkv(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     tensors = [qkv] if isinstance(qkv, Tensor) else list(qkv) if isinstance(qkv, Sequence) else []
-    key = _ACCEPTED.key(head_dim, *tensors)
-    if _ACCEPTED.result(key) is None:
+    key, known = _PACKED.find(tensors, (head_dim, eps), backend)
+    if known is None:
         _check_packed(qkv, head_dim)
-        _ACCEPTED.keep(key, True)
-    chosen = backends.select(NAME, backend, tensors[0])
-    if chosen == "reference":
+        chosen = backends.select(NAME, backend, tensors[0])
+        direct = key and op.direct_qkv(tensors, head_dim, eps, chosen)
+        known = _PACKED.keep(key, _calls.Known(chosen, None, direct))
+    if known.backend == "reference":
         return reference.relu_linear_attention_qkv(tensors, head_dim, eps)
-    return op.relu_linear_attention_qkv(tensors, head_dim, eps, chosen)
+    if known.direct is not None and not _registration.needs_autograd(*tensors):
+        return known.direct(*tensors)
+    return op.relu_linear_attention_qkv(tensors, head_dim, eps, known.backend)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for name, value in (("q", q), ("k", k), ("v", v)):
+        _checks.tensor(value, NAME, name)
+        _checks.rank(value, 4, NAME, name, "(B, heads, N, d)")
+        _checks.floating(value, NAME, name)
+        _checks.same_kind(value, q, NAME, name, "q")
+        if value.shape != q.shape:
+            raise ValueError(
+                f"{NAME}: {name} is {tuple(value.shape)}, q is {tuple(q.shape)}: they must be equal"
+            )
 
 
 def _check_packed(qkv: Tensor | Sequence[Tensor], head_dim: int) -> None:

@@ -6,18 +6,19 @@ token to token. Packed channels-last projections are that as they are; other lay
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from evit_kernels import _layout
-from evit_kernels._native import DTYPES, core, empty
+from evit_kernels._native import DTYPES, core, empty, is_memory, new
 
-# Heads in memory: the address, and the strides of batch, head and token in elements.
+# Heads in a tensor: at how many elements they begin, and the strides of batch, head and token.
 _View = tuple[int, int, int, int]
 _ABSENT: _View = (0, 0, 0, 0)
+_Row = tuple[int, list[_View]]  # heads of a source, and its views
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -26,8 +27,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor
     output = empty(q.shape, q, torch.contiguous_format)
     state = _state(q, heads, width)
     inputs = [_dense_features(x) for x in (q, k, v)]
-    views = [*(_heads_view(x) for x in inputs), _heads_view(output)]
-    _run("forward", q, (batch, tokens, width), eps, [(heads, views)], state)
+    tensors = [*inputs, output]
+    rows = [(heads, [_heads_view(x) for x in tensors])]
+    _run("forward", q, (batch, tokens, width), eps, rows, tensors, state)
     return output, state
 
 
@@ -52,11 +54,12 @@ def backward(
         x if not want or x.stride(3) == 1 or width == 1 else x.new_empty(x.shape)
         for x, want in zip(results, needed, strict=True)
     ]
-    views = [
-        *(_heads_view(x) for x in inputs),
-        *(_heads_view(x) if want else _ABSENT for x, want in zip(written, needed, strict=True)),
+    tensors = [
+        *inputs,
+        *(x if want else None for x, want in zip(written, needed, strict=True)),
     ]
-    _run("backward", q, (batch, tokens, width), eps, [(heads, views)], state)
+    rows = [(heads, [_ABSENT if x is None else _heads_view(x) for x in tensors])]
+    _run("backward", q, (batch, tokens, width), eps, rows, tensors, state)
     for result, x in zip(results, written, strict=True):
         if result is not x:
             result.copy_(x)
@@ -66,18 +69,37 @@ def backward(
 def forward_qkv(qkv: Sequence[Tensor], head_dim: int, eps: float) -> tuple[Tensor, Tensor]:
     """Attends over packed projections, in the memory format of the first."""
     sources = [_rows_of_tokens(x) for x in qkv]
-    heads = [x.shape[1] // (3 * head_dim) for x in qkv]
-    batch, _, *space = qkv[0].shape
-    size = (batch, sum(heads) * head_dim, *space)
-    output = empty(size, qkv[0])
-    state = _state(qkv[0], sum(heads), head_dim)
-    outputs = _split(output, heads, head_dim)
-    rows = [
-        (count, [*_packed_views(x, head_dim), part])
-        for x, count, part in zip(sources, heads, outputs, strict=True)
-    ]
-    _run("forward", qkv[0], (batch, _tokens(space), head_dim), eps, rows, state)
+    output = empty(_output_size(qkv, head_dim), qkv[0])
+    state = _state(qkv[0], output.shape[1] // head_dim, head_dim)
+    rows = _packed_rows(sources, output, head_dim)
+    tensors = [tensor for x in sources for tensor in (x, x, x, output)]
+    _run("forward", qkv[0], _packed_sizes(qkv[0], head_dim), eps, rows, tensors, state)
     return _layout.in_format_of(output, qkv[0]), state
+
+
+def direct_qkv(qkv: Sequence[Tensor], head_dim: int, eps: float) -> Callable[..., Tensor] | None:
+    """Returns what computes calls like this one past the dispatcher, None if they need copies."""
+    first = qkv[0]
+    if not is_memory(*qkv) or not _layout.is_channels_last(first):
+        return None
+    if any(_rows_of_tokens(x) is not x for x in qkv):
+        return None
+    new_output = new(_output_size(qkv, head_dim), first.dtype)
+    rows = _packed_rows(qkv, new_output(), head_dim)
+    problem = _problem(first, _packed_sizes(first, head_dim), eps, rows)
+    run = core().relu_linear_attention_forward
+
+    def call(*qkv: Tensor) -> Tensor:
+        output = new_output()
+        written = output.data_ptr()
+        addresses: list[int] = []
+        for x in qkv:
+            read = x.data_ptr()
+            addresses += (read, read, read, written)
+        run(problem, addresses, 0)
+        return output
+
+    return call
 
 
 def backward_qkv(
@@ -90,19 +112,16 @@ def backward_qkv(
 ) -> list[Tensor]:
     """Returns the gradients of the packed projections; those not needed are empty."""
     sources = [_rows_of_tokens(x) for x in qkv]
-    heads = [x.shape[1] // (3 * head_dim) for x in qkv]
     grad = _rows_of_tokens(grad_output)
-    batch, _, *space = qkv[0].shape
     results = [
         empty(x.shape, x) if want else x.new_empty(0) for x, want in zip(qkv, needed, strict=True)
     ]
-    rows = []
-    for x, count, part, result, want in zip(
-        sources, heads, _split(grad, heads, head_dim), results, needed, strict=True
-    ):
-        grads = _packed_views(result, head_dim) if want else [_ABSENT] * 3
-        rows.append((count, [*_packed_views(x, head_dim), part, *grads]))
-    _run("backward", qkv[0], (batch, _tokens(space), head_dim), eps, rows, state)
+    rows = _packed_rows(sources, grad, head_dim)
+    tensors: list[Tensor | None] = []
+    for (_, views), x, result, want in zip(rows, sources, results, needed, strict=True):
+        views += _packed_views(result, head_dim) if want else [_ABSENT] * 3
+        tensors += [x, x, x, grad, *[result if want else None] * 3]
+    _run("backward", qkv[0], _packed_sizes(qkv[0], head_dim), eps, rows, tensors, state)
     return [
         _layout.in_format_of(result, x) if want else result
         for x, result, want in zip(qkv, results, needed, strict=True)
@@ -114,19 +133,31 @@ def _run(
     like: Tensor,
     sizes: tuple[int, int, int],
     eps: float,
-    sources: list[tuple[int, list[_View]]],
+    rows: Sequence[_Row],
+    tensors: Sequence[Tensor | None],
     state: Tensor,
 ) -> None:
-    if 0 in sizes or not sum(heads for heads, _ in sources):
+    """Calls the core; `tensors` are those that the views of all rows lie in, in their order."""
+    if 0 in sizes or not sum(heads for heads, _ in rows):
         # Nothing to attend over; sums of nothing are zero.
         if direction == "forward":
             state.zero_()
         return
-    # Per source the heads, then address and strides of every view.
-    rows = [(heads, *chain.from_iterable(views)) for heads, views in sources]
-    getattr(core(), f"relu_linear_attention_{direction}")(
-        DTYPES[like.dtype], torch.get_num_threads(), sizes, eps, rows, state.data_ptr()
+    addresses = [0 if x is None else x.data_ptr() for x in tensors]
+    problem = _problem(like, sizes, eps, rows)
+    getattr(core(), f"relu_linear_attention_{direction}")(problem, addresses, state.data_ptr())
+
+
+def _problem(like: Tensor, sizes: tuple[int, int, int], eps: float, rows: Sequence[_Row]) -> bytes:
+    problem: bytes = core().relu_linear_attention_problem(
+        DTYPES[like.dtype],
+        torch.get_num_threads(),
+        sizes,
+        eps,
+        # Per source the heads, then all of its views.
+        [(heads, *chain.from_iterable(views)) for heads, views in rows],
     )
+    return problem
 
 
 def _state(like: Tensor, heads: int, width: int) -> Tensor:
@@ -139,11 +170,16 @@ def _dense_features(x: Tensor) -> Tensor:
 
 
 def _heads_view(x: Tensor) -> _View:
-    return (x.data_ptr(), x.stride(0), x.stride(1), x.stride(2))
+    return (0, x.stride(0), x.stride(1), x.stride(2))
 
 
-def _tokens(space: Sequence[int]) -> int:
-    return space[0] * space[1] * space[2]
+def _output_size(qkv: Sequence[Tensor], head_dim: int) -> tuple[int, ...]:
+    channels = sum(x.shape[1] // (3 * head_dim) for x in qkv) * head_dim
+    return (qkv[0].shape[0], channels, *qkv[0].shape[2:])
+
+
+def _packed_sizes(x: Tensor, head_dim: int) -> tuple[int, int, int]:
+    return x.shape[0], x.shape[2] * x.shape[3] * x.shape[4], head_dim
 
 
 def _rows_of_tokens(x: Tensor) -> Tensor:
@@ -153,15 +189,19 @@ def _rows_of_tokens(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d)
 
 
-def _split(x: Tensor, heads: Sequence[int], head_dim: int) -> list[_View]:
-    """Views of consecutive heads of a tensor of token rows, for each source its own."""
-    batch, token = x.stride(0), _layout.position_stride(x) or 0
-    address, step = x.data_ptr(), head_dim * x.element_size()
-    return [(address + sum(heads[:i]) * step, batch, head_dim, token) for i in range(len(heads))]
+def _packed_rows(sources: Sequence[Tensor], output: Tensor, head_dim: int) -> list[_Row]:
+    """For each source its heads, and views of queries, keys, values and of its part of `output`."""
+    batch, token = output.stride(0), _layout.position_stride(output) or 0
+    rows: list[_Row] = []
+    channel = 0
+    for x in sources:
+        heads = x.shape[1] // (3 * head_dim)
+        rows.append((heads, [*_packed_views(x, head_dim), (channel, batch, head_dim, token)]))
+        channel += heads * head_dim
+    return rows
 
 
 def _packed_views(x: Tensor, head_dim: int) -> list[_View]:
     """Views of the queries, keys and values of packed heads."""
     batch, token = x.stride(0), _layout.position_stride(x) or 0
-    address, step = x.data_ptr(), head_dim * x.element_size()
-    return [(address + part * step, batch, 3 * head_dim, token) for part in range(3)]
+    return [(part * head_dim, batch, 3 * head_dim, token) for part in range(3)]

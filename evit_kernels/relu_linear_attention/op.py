@@ -6,7 +6,7 @@ Two operators on one core: `relu_linear_attention` for separate q, k and v, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,16 @@ def relu_linear_attention_qkv(
         return result
     output: Tensor = _forward_qkv(list(qkv), head_dim, eps, backend)[0]
     return output
+
+
+def direct_qkv(
+    qkv: Sequence[Tensor], head_dim: int, eps: float, backend: str
+) -> Callable[..., Tensor] | None:
+    """Returns what computes calls like this one past torch's dispatcher, None if nothing does."""
+    if backend not in _BACKENDS:
+        return None
+    result: Callable[..., Tensor] | None = _BACKENDS[backend].direct_qkv(qkv, head_dim, eps)
+    return result
 
 
 class _Attention(torch.autograd.Function):

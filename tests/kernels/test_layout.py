@@ -157,7 +157,7 @@ def test_one_stride_through_all_positions() -> None:
 
 def test_core_refuses_elements_of_other_sizes() -> None:
     strides = (4, 1, 1, 1)
-    problem = (1, 1, 1, 4, (1, 1, 1), strides, strides)
+    problem = _native.core().layout_problem(1, 1, 1, 4, (1, 1, 1), strides, strides)
     x = torch.zeros(4, dtype=torch.int8)
     with pytest.raises(RuntimeError, match="2, 4 or 8 bytes"):
         _native.core().planar_to_rows(problem, x.data_ptr(), torch.zeros_like(x).data_ptr())

@@ -8,6 +8,11 @@ namespace evit {
 
 enum class DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
 
+// In bytes.
+constexpr int64_t size_of(DType type) {
+  return type == DType::kFloat64 ? 8 : type == DType::kFloat32 ? 4 : 2;
+}
+
 enum class Activation : int32_t {
   kNone = 0,
   kRelu = 1,

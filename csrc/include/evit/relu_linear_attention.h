@@ -42,8 +42,8 @@ struct ReluLinearAttentionProblem {
 namespace cpu {
 
 // `state` is (batch, all heads, width + 1, width) in the accumulation type (float; double for
-// kFloat64): the sums of relu(k)^T v, and in the last row those of relu(k). Forward writes it,
-// backward reads it.
+// kFloat64): the sums of relu(k)^T v, and in the last row those of relu(k). Forward writes it
+// unless it is null, backward reads it.
 Status relu_linear_attention_forward(const ReluLinearAttentionProblem& problem, void* state);
 Status relu_linear_attention_backward(const ReluLinearAttentionProblem& problem, const void* state);
 
