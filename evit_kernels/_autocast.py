@@ -6,13 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-try:
-    from torch._C import _is_any_autocast_enabled
-except ImportError:  # then every device is asked
-
-    def _is_any_autocast_enabled() -> bool:
-        return True
+from torch._C import _is_any_autocast_enabled
 
 
 def to_lower_precision(*tensors: Tensor | None) -> tuple[Any, ...]:

@@ -13,22 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _is_torch_function_mode_enabled,
+    _is_tracing,
+    _len_torch_dispatch_stack,
+)
+from torch._C._autograd import _profiler_enabled
+from torch._C._functorch import peek_interpreter_stack
 from torch.compiler import is_dynamo_compiling
 
 from evit_kernels.backends import ENVIRONMENT
-
-try:
-    from torch._C import (
-        _is_torch_function_mode_enabled,
-        _is_tracing,
-        _len_torch_dispatch_stack,
-    )
-    from torch._C._autograd import _profiler_enabled
-    from torch._C._functorch import peek_interpreter_stack
-
-    _OBSERVABLE = True
-except ImportError:  # a torch that tells it otherwise: every call takes the long way
-    _OBSERVABLE = False
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 # Looked up once: every step that is saved is a cache line that need not be fetched.
@@ -97,8 +91,7 @@ class Calls:
 
 def _watched() -> bool:
     return (
-        not _OBSERVABLE
-        or _len_torch_dispatch_stack() > 0
+        _len_torch_dispatch_stack() > 0
         or _is_torch_function_mode_enabled()
         or peek_interpreter_stack() is not None
         or _is_tracing()
