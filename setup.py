@@ -1,5 +1,9 @@
 """Builds the compiled core with ninja: one object per operator and instruction set.
 
+Where there is an nvcc, also the CUDA kernels, a library of their own. The environment decides:
+EVIT_CUDA=auto (default), 0 (never) or 1 (an error without nvcc); EVIT_CUDA_ARCHS="87,90+PTX"
+(default: those of the GPUs here, else 80, 87, 89 and 90 with PTX).
+
 Everything else about the package stands in pyproject.toml. The core includes no torch header and is
 linked without an OpenMP runtime of its own: it uses the one that torch brings.
 """
@@ -9,6 +13,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -36,6 +41,9 @@ PLAIN = (
     "cpu/openmp_of_clang.cpp",
     "bindings.cpp",
 )
+CUDA_OPERATORS = ("depthwise_conv3d", "relu_linear_attention")
+CUDA_ARCHITECTURES = ("80", "87", "89", "90+PTX")
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-diag-suppress=20012"]
 X86_LEVELS = {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 
 FLAGS = [
@@ -58,15 +66,21 @@ class BuildWithNinja(build_ext):
     """Writes a ninja file next to the objects and runs it; knows x86-64 levels and aarch64."""
 
     def build_extension(self, ext: Extension) -> None:
-        build = Path(self.build_temp).resolve()
+        build = Path(self.build_temp).resolve() / ext.name
         build.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        (build / "build.ninja").write_text(self._ninja_file(target))
+        cuda = ext.name.endswith("._cuda")
+        text = _cuda_ninja_file(target) if cuda else self._ninja_file(target)
+        (build / "build.ninja").write_text(text)
         command = [os.path.join(ninja.BIN_DIR, "ninja"), "-C", str(build)]
         if jobs := os.environ.get("EVIT_BUILD_JOBS"):
             command += ["-j", jobs]
-        subprocess.run(command, check=True)
+        try:
+            subprocess.run(command, check=True)
+        except subprocess.CalledProcessError as error:
+            hint = "; EVIT_CUDA=0 builds without the CUDA kernels" if cuda else ""
+            raise SystemExit(f"evit: compiling {ext.name} failed{hint}") from error
 
     def _ninja_file(self, target: Path) -> str:
         compiler = os.environ.get("CXX", "c++")
@@ -119,6 +133,95 @@ def _objects(x86: bool) -> list[tuple[str, str, list[str]]]:
     return objects
 
 
+def _nvcc() -> str | None:
+    """The CUDA compiler, as EVIT_CUDA wants it."""
+    wanted = os.environ.get("EVIT_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"evit: EVIT_CUDA must be auto, 0 or 1, got {wanted!r}")
+    if wanted == "0":
+        return None
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    found = next((f for h in homes if h and (f := shutil.which(f"{h}/bin/nvcc"))), None)
+    found = found or shutil.which("nvcc")
+    if found is None and wanted == "1":
+        raise SystemExit("evit: EVIT_CUDA=1, but there is no nvcc on PATH or under CUDA_HOME")
+    return found
+
+
+def _cuda_architectures() -> list[str]:
+    """Names like "87" (machine code) and "90+PTX" (and what newer devices compile themselves)."""
+    if wanted := os.environ.get("EVIT_CUDA_ARCHS"):
+        names = [name.strip() for name in wanted.replace(";", ",").split(",") if name.strip()]
+        for name in names:
+            if not name.removesuffix("+PTX").isdigit():
+                raise SystemExit(
+                    f"evit: EVIT_CUDA_ARCHS must be like 87,90+PTX, got {name!r} in {wanted!r}"
+                )
+        return names
+    if query := shutil.which("nvidia-smi"):
+        answer = subprocess.run(
+            [query, "--query-gpu=compute_cap", "--format=csv,noheader"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        seen = {line.strip().replace(".", "") for line in answer.stdout.splitlines()}
+        if names := sorted(name for name in seen if name.isdigit()):
+            return names
+    return list(CUDA_ARCHITECTURES)
+
+
+def _cuda_ninja_file(target: Path) -> str:
+    nvcc = _nvcc()
+    assert nvcc is not None
+    version = subprocess.run([nvcc, "--version"], check=True, capture_output=True, text=True).stdout
+    release = next(line for line in version.splitlines() if "release" in line).split(", ")[-1]
+    names = _cuda_architectures()
+    compiler = os.environ.get("CXX", "c++")
+    includes = [CSRC / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    paths = [f"-I{path}" for path in includes]
+    defines = [
+        "-DEVIT_CUDA_MODULE=_cuda",
+        f'-DEVIT_CUDA_ARCHITECTURES="{",".join(names)}"',
+        f'-DEVIT_CUDA_COMPILER="nvcc {release}"',
+    ]
+    targets = []
+    for name in names:
+        number = name.removesuffix("+PTX")
+        targets.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if number != name:
+            targets.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    host = ["-ccbin", shlex.split(compiler)[0]]
+    lines = [
+        f"cxx = {compiler}",
+        f"nvcc = {_ninja_words([nvcc, *host])}",
+        f"flags = {_ninja_words([*FLAGS, *defines, *paths])}",
+        f"cudaflags = {_ninja_words([*CUDA_FLAGS, *targets, *paths])}",
+        "rule compile",
+        "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
+        "rule cuda",
+        "  command = $nvcc -MMD -MF $out.d $cudaflags -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compile $out",
+        "rule link",
+        # The CUDA runtime is linked in: nothing has to be found at run time but the driver.
+        "  command = $nvcc -shared -cudart static $in -o $out",
+        "  description = link $out",
+        f"build bindings_cuda.o: compile {_ninja_path(CSRC / 'bindings_cuda.cpp')}",
+    ]
+    objects = ["bindings_cuda.o"]
+    for operator in CUDA_OPERATORS:
+        objects.append(f"{operator}_cuda.o")
+        source = _ninja_path(CSRC / "cuda" / f"{operator}.cu")
+        lines.append(f"build {objects[-1]}: cuda {source}")
+    lines.append(f"build {_ninja_path(target)}: link {' '.join(objects)}")
+    return "\n".join(lines) + "\n"
+
+
 def _ninja_words(words: list[str]) -> str:
     return " ".join(shlex.quote(word).replace("$", "$$") for word in words)
 
@@ -128,6 +231,9 @@ def _ninja_path(path: Path) -> str:
 
 
 setup(
-    ext_modules=[Extension("evit_kernels._core", sources=[])],
+    ext_modules=[
+        Extension("evit_kernels._core", sources=[]),
+        *([Extension("evit_kernels._cuda", sources=[])] if _nvcc() else []),
+    ],
     cmdclass={"build_ext": BuildWithNinja},
 )

@@ -1,14 +1,6 @@
-// The only file of the core that knows Python. Pointers come as integers, sizes as tuples; a failed
-// status becomes a RuntimeError. The GIL is released while a kernel runs.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <cstring>
-#include <stdexcept>
-#include <string>
-#include <type_traits>
-#include <vector>
+// The core in Python. Problems are made here, from tuples, for the CUDA kernels too. The GIL is
+// released while a kernel runs.
+#include "bindings.h"
 
 #include "evit/batch_norm_activation.h"
 #include "evit/cpu.h"
@@ -18,59 +10,23 @@
 #include "evit/pointwise_conv3d.h"
 #include "evit/relu_linear_attention.h"
 
-namespace py = pybind11;
-
 namespace {
-
-using Triple = std::array<int64_t, 3>;
-
-template <class T = void>
-T* pointer(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Of a tensor that has to be there: some of torch's have a size, strides and a dtype, but no
-// memory.
-void* memory(uintptr_t address) {
-  if (address == 0) throw std::runtime_error("evit core: a tensor has no memory");
-  return pointer(address);
-}
-
-void check(evit::Status status) {
-  if (!status.ok()) throw std::runtime_error(std::string("evit core: ") + status.message);
-}
-
-// A problem is made once and travels as the bytes of its struct: reading a tuple takes longer than
-// a small kernel where the caches are cold.
-template <class Problem>
-py::bytes packed(const Problem& problem) {
-  static_assert(std::is_trivially_copyable_v<Problem>);
-  return {reinterpret_cast<const char*>(&problem), sizeof problem};
-}
-
-template <class Problem>
-Problem unpacked(const py::bytes& bytes) {
-  if (static_cast<size_t>(PyBytes_GET_SIZE(bytes.ptr())) != sizeof(Problem))
-    throw std::invalid_argument("evit core: these are not the bytes of this operator's problem");
-  Problem problem;
-  std::memcpy(&problem, PyBytes_AS_STRING(bytes.ptr()), sizeof problem);
-  return problem;
-}
 
 evit::DepthwiseConv3dProblem depthwise_problem(const py::args& t) {
   evit::DepthwiseConv3dProblem p;
   p.dtype = static_cast<evit::DType>(t[0].cast<int>());
   p.activation = static_cast<evit::Activation>(t[1].cast<int>());
-  p.clamp_time = t[2].cast<bool>();
-  p.num_threads = t[3].cast<int>();
-  p.batch = t[4].cast<int64_t>();
-  p.channels = t[5].cast<int64_t>();
+  p.planar = t[2].cast<bool>();
+  p.clamp_time = t[3].cast<bool>();
+  p.num_threads = t[4].cast<int>();
+  p.batch = t[5].cast<int64_t>();
+  p.channels = t[6].cast<int64_t>();
   int64_t* const triples[] = {p.in, p.out, p.kernel, p.stride, p.padding, p.dilation};
   for (int i = 0; i < 6; ++i) {
-    const auto values = t[6 + i].cast<Triple>();
+    const auto values = t[7 + i].cast<Triple>();
     for (int axis = 0; axis < 3; ++axis) triples[i][axis] = values[axis];
   }
-  const auto strides = t[12].cast<std::array<int64_t, 4>>();
+  const auto strides = t[13].cast<std::array<int64_t, 4>>();
   for (int axis = 0; axis < 4; ++axis) p.in_strides[axis] = strides[axis];
   return p;
 }
@@ -141,15 +97,6 @@ void bind_dense_conv3d(py::module_& m) {
         });
 }
 
-// The problem of linear attention travels as its struct and then the structs of its sources. Their
-// views hold offsets in bytes; a call brings the address of the tensor that each of them lies in.
-constexpr size_t kAttentionViews = 7;
-constexpr size_t kAttentionInputs = 4;  // those that every call has
-
-std::array<evit::HeadsView*, kAttentionViews> views_of(evit::AttentionSource& s) {
-  return {&s.q, &s.k, &s.v, &s.output, &s.grad_q, &s.grad_k, &s.grad_v};
-}
-
 // A row holds the heads of a source and, for every view, its offset and three strides in elements.
 py::bytes attention_problem(int dtype, int num_threads, const Triple& batch_tokens_width,
                             double eps, const std::vector<std::vector<int64_t>>& rows) {
@@ -176,40 +123,6 @@ py::bytes attention_problem(int dtype, int num_threads, const Triple& batch_toke
   }
   return bytes;
 }
-
-class AttentionCall {
- public:
-  AttentionCall(const py::bytes& bytes, const std::vector<uintptr_t>& addresses) {
-    const char* data = PyBytes_AS_STRING(bytes.ptr());
-    const auto size = static_cast<size_t>(PyBytes_GET_SIZE(bytes.ptr()));
-    if (size < sizeof problem_) throw std::invalid_argument("evit core: a problem is too short");
-    std::memcpy(&problem_, data, sizeof problem_);
-    const auto count = static_cast<size_t>(problem_.num_sources);
-    sources_.resize(count);
-    if (size != sizeof problem_ + count * sizeof(evit::AttentionSource) || count == 0 ||
-        addresses.size() % count != 0 || addresses.size() / count > kAttentionViews)
-      throw std::invalid_argument("evit core: a problem of attention and its tensors differ");
-    std::memcpy(sources_.data(), data + sizeof problem_, count * sizeof(evit::AttentionSource));
-    const uintptr_t* address = addresses.data();
-    for (auto& source : sources_) {
-      const auto views = views_of(source);
-      for (size_t i = 0; i < addresses.size() / count; ++i, ++address)
-        views[i]->data =
-            *address || i < kAttentionInputs
-                ? static_cast<char*>(memory(*address)) + reinterpret_cast<uintptr_t>(views[i]->data)
-                : nullptr;
-    }
-    problem_.sources = sources_.data();
-  }
-  AttentionCall(const AttentionCall&) = delete;
-  AttentionCall& operator=(const AttentionCall&) = delete;
-
-  const evit::ReluLinearAttentionProblem& problem() const { return problem_; }
-
- private:
-  std::vector<evit::AttentionSource> sources_;
-  evit::ReluLinearAttentionProblem problem_;
-};
 
 void bind_relu_linear_attention(py::module_& m) {
   using Addresses = std::vector<uintptr_t>;

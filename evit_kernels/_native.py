@@ -28,6 +28,8 @@ DTYPES: dict[torch.dtype, int] = {
     torch.float64: 3,
 }
 _LARGE = 16 << 20  # bytes; smaller ones come from memory that was used before
+NO_DEVICE = "torch sees no CUDA device"
+NO_CUDA = "this build has no CUDA kernels: there was no nvcc when it was installed"
 _OPENMP_FILE = re.compile(r"/(lib(?:g|i|)omp[^/]*\.so[^/]*)$")
 
 
@@ -45,6 +47,49 @@ def failure() -> str | None:
     A core that was never built is a reason; one that is there and does not load raises ImportError.
     """
     return _load()[1]
+
+
+def cuda() -> ModuleType:
+    """Returns the CUDA kernels; raises ImportError with the reason when they are not there."""
+    if importlib.util.find_spec("evit_kernels._cuda") is None:
+        raise ImportError(NO_CUDA)
+    return importlib.import_module("evit_kernels._cuda")
+
+
+def on_cuda(x: Tensor) -> bool:
+    """Tells whether a call on a tensor goes to the CUDA kernels."""
+    return x.is_cuda
+
+
+def stream(x: Tensor) -> tuple[int, int]:
+    """Returns where a CUDA kernel has to run: the device, and the caller's stream on it."""
+    handle: int = torch.cuda.current_stream(x.device).cuda_stream
+    return x.get_device(), handle
+
+
+def cuda_failure(device: torch.device) -> str | None:
+    """Returns why the CUDA kernels cannot serve a device, or None when they can."""
+    if importlib.util.find_spec("evit_kernels._cuda") is None:
+        return NO_CUDA
+    if not torch.cuda.is_available():
+        return NO_DEVICE
+    compiled = cuda().architectures.split(",")
+    major, minor = torch.cuda.get_device_capability(device)
+    if any(_runs_on(name, major, minor) for name in compiled):
+        return None
+    return (
+        f"the CUDA kernels were compiled for {', '.join(compiled)}, the device is {major}.{minor}: "
+        "set EVIT_CUDA_ARCHS and install again"
+    )
+
+
+def _runs_on(architecture: str, major: int, minor: int) -> bool:
+    """Machine code ("90") runs on newer devices of its generation, PTX ("90+PTX") on all newer."""
+    number, _, intermediate = architecture.partition("+")
+    own = divmod(int(number), 10)
+    if intermediate:
+        return (major, minor) >= own
+    return major == own[0] and minor >= own[1]
 
 
 def empty(

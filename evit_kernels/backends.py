@@ -19,7 +19,7 @@ ENVIRONMENT = "EVIT_BACKEND"
 NAMES: tuple[str, ...] = ("reference", "native", "triton")
 
 # Why a backend cannot serve tensors of a device and dtype; None when it can.
-Refusal = Callable[[torch.device, torch.dtype], "str | None"]
+Refusal = Callable[[str, torch.device, torch.dtype], "str | None"]
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,30 @@ class Availability:
     reason: str
 
 
-def native_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns why the compiled core cannot serve tensors of this device and dtype, or None."""
-    if device.type != "cpu":
-        return f"the compiled core of this build has CPU kernels only, the tensors are on {device}"
+def native_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Returns why compiled kernels cannot serve an operator on a device and dtype, or None."""
     if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
         return f"the compiled core has no kernels for {dtype}"
-    return _native.failure()
+    if device.type == "cpu":
+        return _native.failure()
+    if device.type != "cuda":
+        return f"there are compiled kernels for CPU and CUDA, the tensors are on {device}"
+    if operator not in CUDA_OPERATORS:
+        return "there is no CUDA kernel for this operator yet"
+    return _native.failure() or _native.cuda_failure(device)
 
 
-def triton_refusal(device: torch.device, dtype: torch.dtype) -> str | None:
+def triton_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Returns why Triton cannot serve: this version has no Triton kernels."""
     return "this version of evit_kernels has no Triton kernels"
 
 
-# Preferred first. Native before reference is what benchmarks/results show on CPUs.
+# Preferred first. On CPUs, native before reference is what benchmarks/results show. On GPUs nothing
+# was measured yet, and the kernels there are plain ones: they serve who asks for them.
 ORDER: tuple[str, ...] = ("native", "triton", "reference")
+CUDA_ORDER: tuple[str, ...] = ("reference", "native", "triton")
 _REFUSALS: dict[str, Refusal] = {
-    "reference": lambda device, dtype: None,
+    "reference": lambda operator, device, dtype: None,
     "native": native_refusal,
     "triton": triton_refusal,
 }
@@ -61,12 +67,24 @@ OPERATORS: tuple[str, ...] = (
     "pointwise_conv3d",
     "batch_norm_activation",
 )
+CUDA_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")
 
 
 def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
-    """Returns the names of the backends that can serve float32 tensors on a device, best first."""
+    """Returns the names of the backends that can serve float32 tensors on a device, best first.
+
+    On CUDA devices "native" is among them when it serves some of the operators.
+    """
     device = torch.device(device)
-    return tuple(name for name in ORDER if _REFUSALS[name](device, torch.float32) is None)
+    return tuple(
+        name
+        for name in _order(device)
+        if any(_REFUSALS[name](operator, device, torch.float32) is None for operator in OPERATORS)
+    )
+
+
+def _order(device: torch.device) -> tuple[str, ...]:
+    return CUDA_ORDER if device.type == "cuda" else ORDER
 
 
 def availability(device: str | torch.device = "cpu") -> list[Availability]:
@@ -78,14 +96,16 @@ def availability(device: str | torch.device = "cpu") -> list[Availability]:
     rows = []
     for operator in OPERATORS:
         for backend in NAMES:
-            reason = _reason(backend, device)
+            reason = _reason(operator, backend, device)
             rows.append(Availability(operator, backend, str(device), reason is None, reason or ""))
     return rows
 
 
-def _reason(backend: str, device: torch.device) -> str | None:
+def _reason(operator: str, backend: str, device: torch.device) -> str | None:
     try:
-        return _REFUSALS[backend](device, torch.float32)
+        if device.type == "cuda" and backend == "reference" and not torch.cuda.is_available():
+            return _native.NO_DEVICE
+        return _REFUSALS[backend](operator, device, torch.float32)
     except ImportError as error:
         return str(error)
 
@@ -105,12 +125,14 @@ def _select(operator: str, backend: str | None, device: torch.device, dtype: tor
         backend = os.environ.get(ENVIRONMENT) or None
         origin = ENVIRONMENT
     if backend is None:
-        return next(name for name in ORDER if _REFUSALS[name](device, dtype) is None)
+        return next(
+            name for name in _order(device) if _REFUSALS[name](operator, device, dtype) is None
+        )
     if backend not in NAMES:
         raise ValueError(
             f"{operator}: {origin} must be one of {', '.join(map(repr, NAMES))}, got {backend!r}"
         )
-    reason = _REFUSALS[backend](device, dtype)
+    reason = _REFUSALS[backend](operator, device, dtype)
     if reason is not None:
         raise RuntimeError(f"{operator}: {origin} {backend!r} is not available: {reason}")
     return backend

@@ -57,10 +57,10 @@ def collect() -> Report:
         ("OpenMP", _openmp()),
         ("threads", str(torch.get_num_threads())),
         ("CUDA", torch.cuda.get_device_name() if cuda else "torch sees no device"),
+        ("CUDA kernels", _cuda_kernels()),
         ("EVIT_BACKEND", os.environ.get("EVIT_BACKEND") or "not set"),
     )
-    devices = ["cpu", *(["cuda"] if cuda else [])]
-    rows = tuple(row for device in devices for row in backends.availability(device))
+    rows = tuple(row for device in ("cpu", "cuda") for row in backends.availability(device))
     return Report(facts, rows, failure)
 
 
@@ -76,6 +76,14 @@ def _core() -> tuple[str | None, tuple[tuple[str, str], ...]]:
     others = [name for name in core.instruction_sets() if name != in_use]
     also = f" (also here: {', '.join(others)})" if others else ""
     return None, (("compiler", core.compiler), ("instruction set", f"{in_use}{also}"))
+
+
+def _cuda_kernels() -> str:
+    try:
+        kernels = _native.cuda()
+    except ImportError as error:
+        return str(error)
+    return f"{kernels.compiler}, for {kernels.architectures.replace(',', ', ')}"
 
 
 def _openmp() -> str:

@@ -36,7 +36,11 @@ if python -c 'import pybind11, ninja, setuptools' 2>/dev/null; then
 fi
 CXXFLAGS="-O0 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all --param=asan-instrumentation-with-call-threshold=0" \
 LDFLAGS="-fsanitize=address,undefined" \
+EVIT_CUDA=0 \
   "${build[@]}" "$work/source"
+
+# The CUDA kernels, which the tests compile for the host, carry them too.
+export EVIT_EMULATION_FLAGS="-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"
 
 # From here on every process carries the sanitizers. libstdc++ must be there before them, because
 # they intercept the exceptions that torch throws. Leaks are Python's own business.

@@ -1,4 +1,7 @@
-"""depthwise_conv3d on the compiled core, which is channels-last; other layouts are converted."""
+"""depthwise_conv3d on the compiled core, which is channels-last: other layouts are converted there.
+
+The CUDA kernels take both layouts as they are.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from evit_kernels import _layout
+from evit_kernels import _layout, _native
 from evit_kernels._activations import CODES
 from evit_kernels._native import DTYPES, core, empty, is_memory, new
 from evit_kernels.depthwise_conv3d.geometry import Geometry
@@ -18,14 +21,17 @@ def forward(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
 ) -> Tensor:
     """Returns the convolution of `input`, in its memory format."""
-    x = input if input.stride(1) == 1 else _layout.channels_last(input)
+    x, planar = _readable(input)
     weight, bias = _dense(weight, bias)
-    size, problem = _planned(x, geometry, activation)
-    output = empty(size, x)
-    if output.numel():
-        core().depthwise_conv3d_forward(
-            problem, x.data_ptr(), weight.data_ptr(), _pointer(bias), output.data_ptr()
-        )
+    size, problem = _planned(x, planar, geometry, activation)
+    output = empty(size, x, torch.contiguous_format if planar else torch.channels_last_3d)
+    if output.numel() == 0:
+        return _layout.in_format_of(output, input)
+    addresses = (x.data_ptr(), weight.data_ptr(), _pointer(bias), output.data_ptr())
+    if _native.on_cuda(x):
+        _native.cuda().depthwise_conv3d_forward(problem, *addresses, *_native.stream(x))
+        return output
+    core().depthwise_conv3d_forward(problem, *addresses)
     return _layout.in_format_of(output, input)
 
 
@@ -37,7 +43,7 @@ def direct(
         return None
     if not is_memory(input) or not is_memory(weight, bias, dense=True):
         return None
-    size, problem = _planned(input, geometry, activation)
+    size, problem = _planned(input, False, geometry, activation)
     new_output = new(size, input.dtype)
     run = core().depthwise_conv3d_forward
 
@@ -60,10 +66,11 @@ def backward(
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns the gradients of input, weight and bias; those not needed are empty."""
-    x = _layout.channels_last(input)
-    grad = grad_output.contiguous(memory_format=torch.channels_last_3d)
+    x, planar = _readable(input)
+    layout = torch.contiguous_format if planar else torch.channels_last_3d
+    grad = grad_output.contiguous(memory_format=layout)
     weight, bias = _dense(weight, bias)
-    grad_input = empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
+    grad_input = empty(tuple(input.shape), input, layout) if needed[0] else input.new_empty(0)
     grad_weight = weight.new_empty(weight.shape) if needed[1] else input.new_empty(0)
     grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0)
     if grad.numel() == 0:
@@ -71,14 +78,16 @@ def backward(
             g.zero_() for g in (grad_input, grad_weight, grad_bias)
         )
     elif any(needed):
-        _, problem = _planned(x, geometry, activation)
+        _, problem = _planned(x, planar, geometry, activation)
+        on_cuda = _native.on_cuda(x)
+        kernels = _native.cuda() if on_cuda else core()
         # Derivative of the activation times the gradient; its input is recomputed, never stored.
-        scratch = empty(grad.shape, grad) if activation != "none" else None
+        scratch = empty(grad.shape, grad, layout) if activation != "none" else None
         partials = weight.new_empty(
-            core().depthwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
+            kernels.depthwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
             dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
         )
-        core().depthwise_conv3d_backward(
+        kernels.depthwise_conv3d_backward(
             problem,
             grad.data_ptr(),
             x.data_ptr(),
@@ -89,15 +98,25 @@ def backward(
             _pointer(grad_input if needed[0] else None),
             _pointer(grad_weight if needed[1] else None),
             _pointer(grad_bias if needed[2] else None),
+            *(_native.stream(x) if on_cuda else ()),
         )
-    if needed[0]:
+    if needed[0] and not planar:
         grad_input = _layout.in_format_of(grad_input, input)
     return grad_input, grad_weight, grad_bias
 
 
-def _planned(x: Tensor, geometry: Geometry, activation: str) -> tuple[tuple[int, ...], bytes]:
+def _readable(input: Tensor) -> tuple[Tensor, bool]:
+    """Returns `input`, or a copy that kernels can read, and whether it consists of planes."""
+    if _native.on_cuda(input) and not _layout.is_channels_last(input):
+        return input.contiguous(), True
+    return _layout.channels_last(input), False
+
+
+def _planned(
+    x: Tensor, planar: bool, geometry: Geometry, activation: str
+) -> tuple[tuple[int, ...], bytes]:
     return _plan(
-        DTYPES[x.dtype], x.shape, x.stride(), geometry, activation, torch.get_num_threads()
+        DTYPES[x.dtype], x.shape, x.stride(), planar, geometry, activation, torch.get_num_threads()
     )
 
 
@@ -107,6 +126,7 @@ def _plan(
     dtype: int,
     shape: torch.Size,
     strides: tuple[int, ...],
+    planar: bool,
     geometry: Geometry,
     activation: str,
     threads: int,
@@ -116,6 +136,7 @@ def _plan(
     problem = core().depthwise_conv3d_problem(
         dtype,
         CODES[activation],
+        planar,
         geometry.clamps_time,
         threads,
         shape[0],

@@ -12,7 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from evit_kernels import _layout
+from evit_kernels import _layout, _native
 from evit_kernels._native import DTYPES, core, empty, is_memory, new
 
 # Heads in a tensor: at how many elements they begin, and the strides of batch, head and token.
@@ -145,7 +145,15 @@ def _run(
         return
     addresses = [0 if x is None else x.data_ptr() for x in tensors]
     problem = _problem(like, sizes, eps, rows)
-    getattr(core(), f"relu_linear_attention_{direction}")(problem, addresses, state.data_ptr())
+    name = f"relu_linear_attention_{direction}"
+    if not _native.on_cuda(like):
+        getattr(core(), name)(problem, addresses, state.data_ptr())
+        return
+    kernels = _native.cuda()
+    workspace = state.new_empty(getattr(kernels, f"{name}_workspace")(problem, addresses))
+    getattr(kernels, name)(
+        problem, addresses, state.data_ptr(), workspace.data_ptr(), *_native.stream(like)
+    )
 
 
 def _problem(like: Tensor, sizes: tuple[int, int, int], eps: float, rows: Sequence[_Row]) -> bytes:

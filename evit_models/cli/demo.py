@@ -178,7 +178,7 @@ def _why_not_native() -> str | None:
 
     from evit_kernels.backends import native_refusal
 
-    return native_refusal(torch.device("cpu"), torch.float32)
+    return native_refusal("depthwise_conv3d", torch.device("cpu"), torch.float32)
 
 
 def _awaken(model: EfficientViT3D, clip: torch.Tensor) -> None:

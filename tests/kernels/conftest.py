@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import emulation
 import pytest
 import torch
 import torch.utils.deterministic
@@ -12,6 +13,7 @@ from evit_kernels import _native
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 INSTRUCTION_SETS = tuple(_native.core().instruction_sets()) if _native.failure() is None else ()
+EMULATED = "cuda-emulated"
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +39,22 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
-@pytest.fixture(params=INSTRUCTION_SETS)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tries every instruction set, and for operators that have them the CUDA kernels, emulated."""
+    if "instruction_set" in metafunc.fixturenames:
+        names = list(INSTRUCTION_SETS)
+        if any(operator in metafunc.module.__name__ for operator in emulation.OPERATORS):
+            names.append(EMULATED)
+        metafunc.parametrize("instruction_set", names, indirect=True)
+
+
+@pytest.fixture
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     """Every instruction set that was compiled in and runs here, in use during the test."""
+    if request.param == EMULATED:
+        with emulation.in_use():
+            yield EMULATED
+        return
     core = _native.core()
     before = core.instruction_set()
     core.set_instruction_set(request.param)

@@ -43,7 +43,11 @@ def attend(head_dim: int, backend: str) -> Callable[..., Tensor]:
     ],
 )
 def test_accuracy(
-    dtype: torch.dtype, head_dim: int, heads: int, size: tuple[int, int, int]
+    dtype: torch.dtype,
+    head_dim: int,
+    heads: int,
+    size: tuple[int, int, int],
+    instruction_set: str,
 ) -> None:
     inputs = [torch.randn(1, heads * 3 * head_dim, *size).to(dtype) for _ in range(2)]
     inputs = [x.contiguous(memory_format=torch.channels_last_3d) for x in inputs]
@@ -64,7 +68,7 @@ def test_every_instruction_set(instruction_set: str) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 16, 32, 64])
-def test_separate_form_with_views(head_dim: int) -> None:
+def test_separate_form_with_views(head_dim: int, instruction_set: str) -> None:
     whole = torch.randn(2, 3, 41, 2 * head_dim)
     q = whole[..., :head_dim]
     k = torch.randn(2, 41, 3, head_dim).transpose(1, 2)
@@ -75,7 +79,7 @@ def test_separate_form_with_views(head_dim: int) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_output_keeps_the_memory_format() -> None:
+def test_output_keeps_the_memory_format(instruction_set: str) -> None:
     x = torch.randn(2, 48, 2, 3, 4)
     last = x.contiguous(memory_format=torch.channels_last_3d)
     assert relu_linear_attention_qkv(x, 16, backend="native").is_contiguous()
@@ -84,7 +88,7 @@ def test_output_keeps_the_memory_format() -> None:
     torch.testing.assert_close(output, relu_linear_attention_qkv(x, 16, backend="native"))
 
 
-def test_a_query_without_positive_entry_yields_zero() -> None:
+def test_a_query_without_positive_entry_yields_zero(instruction_set: str) -> None:
     q, k, v = (torch.randn(1, 2, 9, 16) for _ in range(3))
     q[:, :, 4] = -q[:, :, 4].abs()
     for eps in (1e-15, 0.0):
@@ -98,7 +102,9 @@ def test_a_query_without_positive_entry_yields_zero() -> None:
 
 @pytest.mark.parametrize("special", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_special_values_come_out_as_in_pytorch(special: float, which: int) -> None:
+def test_special_values_come_out_as_in_pytorch(
+    special: float, which: int, instruction_set: str
+) -> None:
     inputs = [torch.randn(1, 2, 12, 16) for _ in range(3)]
     inputs[which][0, 1, 3, 2] = special
     ours = relu_linear_attention(*inputs, backend="native")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import evit_kernels
@@ -58,4 +59,32 @@ def test_device_without_kernels_has_the_reference_only() -> None:
     assert evit_kernels.available_backends("meta") == ("reference",)
     reasons = {row.reason for row in rows if row.backend == "native"}
     assert len(reasons) == 1
-    assert "CPU kernels only" in reasons.pop()
+    assert "kernels for CPU and CUDA" in reasons.pop()
+
+
+def test_every_operator_is_reported_on_both_kinds_of_device() -> None:
+    rows = [row for row in report.collect().rows if row.backend == "native"]
+    assert {(row.operator, row.device) for row in rows} == {
+        (operator, device) for operator in backends.OPERATORS for device in ("cpu", "cuda")
+    }
+    for row in rows:
+        if row.device == "cuda" and row.operator not in backends.CUDA_OPERATORS:
+            assert "no CUDA kernel for this operator" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("compiled", "device", "runs"),
+    [
+        ("80", (8, 0), True),
+        ("80", (8, 7), True),
+        ("87", (8, 0), False),
+        ("80", (9, 0), False),
+        ("80+PTX", (9, 0), True),
+        ("90+PTX", (8, 9), False),
+        ("90+PTX", (10, 3), True),
+    ],
+)
+def test_which_code_runs_on_which_device(
+    compiled: str, device: tuple[int, int], runs: bool
+) -> None:
+    assert _native._runs_on(compiled, *device) == runs

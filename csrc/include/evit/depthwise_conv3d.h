@@ -1,7 +1,9 @@
-// Depthwise 3-D convolution, channels-last: input (N, T, H, W, C), one kernel per channel.
+// Depthwise 3-D convolution, one kernel per channel. Tensors are channels-last, (N, T, H, W, C);
+// with CUDA they may be planes instead, (N, C, T, H, W).
 #pragma once
 
 #include "evit/common.h"
+#include "evit/cuda.h"
 
 namespace evit {
 
@@ -9,6 +11,7 @@ namespace evit {
 struct DepthwiseConv3dProblem {
   DType dtype;
   Activation activation;
+  bool planar;      // CUDA only: input, output and their gradients are dense (N, C, T, H, W)
   bool clamp_time;  // frames outside the clip are the nearest frame inside, instead of zeros
   int32_t num_threads;
   int64_t batch;
@@ -19,7 +22,7 @@ struct DepthwiseConv3dProblem {
   int64_t stride[3];
   int64_t padding[3];  // before the first element; what stands after follows from `out`
   int64_t dilation[3];
-  int64_t in_strides[4];  // of the input, for (n, t, h, w); channels have stride 1
+  int64_t in_strides[4];  // of the input, for (n, t, h, w); channels have stride 1, unless planar
 };
 
 namespace cpu {
@@ -39,4 +42,17 @@ Status depthwise_conv3d_backward(const DepthwiseConv3dProblem& problem, const vo
                                  void* grad_bias);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// As on CPUs, on memory of the stream's device.
+Status depthwise_conv3d_forward(const DepthwiseConv3dProblem& problem, const void* input,
+                                const void* weight, const void* bias, void* output, Stream stream);
+int64_t depthwise_conv3d_workspace(const DepthwiseConv3dProblem& problem);
+Status depthwise_conv3d_backward(const DepthwiseConv3dProblem& problem, const void* grad_output,
+                                 const void* input, const void* weight, const void* bias,
+                                 void* scratch, void* partials, void* grad_input, void* grad_weight,
+                                 void* grad_bias, Stream stream);
+
+}  // namespace cuda
 }  // namespace evit

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "evit/common.h"
+#include "evit/cuda.h"
 
 namespace evit {
 
@@ -48,4 +49,17 @@ Status relu_linear_attention_forward(const ReluLinearAttentionProblem& problem, 
 Status relu_linear_attention_backward(const ReluLinearAttentionProblem& problem, const void* state);
 
 }  // namespace cpu
+
+namespace cuda {
+
+// As on CPUs, on memory of the stream's device. `workspace` holds as many elements of the
+// accumulation type as the functions say.
+int64_t relu_linear_attention_forward_workspace(const ReluLinearAttentionProblem& problem);
+Status relu_linear_attention_forward(const ReluLinearAttentionProblem& problem, void* state,
+                                     void* workspace, Stream stream);
+int64_t relu_linear_attention_backward_workspace(const ReluLinearAttentionProblem& problem);
+Status relu_linear_attention_backward(const ReluLinearAttentionProblem& problem, const void* state,
+                                      void* workspace, Stream stream);
+
+}  // namespace cuda
 }  // namespace evit

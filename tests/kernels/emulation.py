@@ -1,0 +1,82 @@
+"""The CUDA kernels, compiled for the host: every thread of a launch is run by a loop (launch.h).
+
+So the kernels themselves are tried where there is no GPU: their arithmetic, their indices, what
+they write and what they leave out. Not tried are the compiler for GPUs, and what threads do to each
+other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shlex
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pybind11
+import pytest
+import torch
+
+from evit_kernels import _calls, _native
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CSRC = ROOT / "csrc"
+OPERATORS = ("depthwise_conv3d", "relu_linear_attention")
+FOLDER = tempfile.TemporaryDirectory(prefix="evit-emulation-")
+
+
+@cache
+def kernels() -> ModuleType:
+    """Compiles the CUDA kernels for the host, once, and returns them as the module `_cuda`."""
+    name = "evit_cuda_emulated"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    includes = [CSRC / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    flags = [
+        *("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
+        *("-Wno-psabi", "-Wno-unknown-pragmas", "-ffp-contract=fast"),
+        *(f"-I{path}" for path in includes),
+        f"-DEVIT_CUDA_MODULE={name}",
+        '-DEVIT_CUDA_ARCHITECTURES="host"',
+        '-DEVIT_CUDA_COMPILER="the host\'s"',
+        # For runs under sanitizers (tests/sanitize.sh).
+        *shlex.split(os.environ.get("EVIT_EMULATION_FLAGS", "")),
+    ]
+    folder = Path(FOLDER.name)
+    sources = [CSRC / "bindings_cuda.cpp", *(CSRC / "cuda" / f"{n}.cu" for n in OPERATORS)]
+
+    def compiled(source: Path) -> str:
+        target = str(folder / f"{source.stem}.o")
+        command = [*compiler, *flags, "-x", "c++", "-c", str(source), "-o", target]
+        subprocess.run(command, check=True)
+        return target
+
+    with ThreadPoolExecutor() as pool:
+        objects = list(pool.map(compiled, sources))
+    library = folder / f"{name}.so"
+    subprocess.run([*compiler, *flags, "-shared", *objects, "-o", str(library)], check=True)
+    spec = importlib.util.spec_from_file_location(name, library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def in_use() -> Iterator[None]:
+    """Sends the calls of CPU tensors to the CUDA kernels."""
+    module = kernels()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_native, "cuda", lambda: module)
+        patch.setattr(_native, "on_cuda", lambda x: x.device == torch.device("cpu"))
+        patch.setattr(_native, "stream", lambda x: (0, 0))
+        # Known calls have chosen their kernels.
+        patch.setattr(_calls, "_watched", lambda: True)
+        yield

@@ -1,0 +1,168 @@
+// The index arithmetic of the CUDA kernels, tried for every small shape: what one direction visits,
+// the other visits too, once; splits and launches cover everything once.
+#include <cstdio>
+#include <cstdlib>
+#include <set>
+#include <tuple>
+#include <vector>
+
+#include "../../csrc/cuda/depthwise_conv3d_index.h"
+#include "../../csrc/cuda/relu_linear_attention_index.h"
+
+namespace {
+
+using namespace evit;
+using namespace evit::cuda;
+
+int64_t checks = 0;
+
+void expect(bool holds, const char* what, const Window& p) {
+  ++checks;
+  if (holds) return;
+  std::printf("%s: in %ld out %ld kernel %ld stride %ld padding %ld dilation %ld clamped %d\n",
+              what, long(p.in[0]), long(p.out[0]), long(p.kernel[0]), long(p.stride[0]),
+              long(p.padding[0]), long(p.dilation[0]), int(p.clamp_time));
+  std::exit(1);
+}
+
+// Every pair of an output and a tap reads one input or none; the gradient of that input reads the
+// same pair, once.
+void check_axis(const Window& p) {
+  std::multiset<std::tuple<int64_t, int64_t, int64_t>> forward, backward;
+  for (int64_t o = 0; o < p.out[0]; ++o)
+    for (int64_t k = 0; k < p.kernel[0]; ++k) {
+      const int64_t i = input_of(p, kTime, o, k);
+      expect(i >= -1 && i < p.in[0], "an input outside", p);
+      if (i < 0) continue;
+      forward.insert({o, k, i});
+      const int64_t direct = o * p.stride[0] - p.padding[0] + k * p.dilation[0];
+      const int64_t nearest = direct < 0 ? 0 : direct >= p.in[0] ? p.in[0] - 1 : direct;
+      expect(i == (p.clamp_time ? nearest : direct), "another input", p);
+    }
+  for (int64_t i = 0; i < p.in[0]; ++i)
+    for (int64_t k = 0; k < p.kernel[0]; ++k) {
+      const Outputs range = outputs_of(p, kTime, i, k);
+      for (int64_t o = range.first; o < range.end; ++o) backward.insert({o, k, i});
+    }
+  expect(forward == backward, "forward and backward differ", p);
+}
+
+void check_axes() {
+  for (int64_t in = 1; in <= 9; ++in)
+    for (int64_t kernel = 1; kernel <= 7; ++kernel)
+      for (int64_t stride = 1; stride <= 4; ++stride)
+        for (int64_t padding = 0; padding <= 7; ++padding)
+          for (int64_t dilation = 1; dilation <= 3; ++dilation)
+            for (int64_t after : {padding, int64_t{0}})  // causal padding has nothing behind
+              for (bool clamp : {false, true}) {
+                Window p = {};
+                p.clamp_time = clamp;
+                const int64_t room = in + padding + after - dilation * (kernel - 1) - 1;
+                if (room < 0) continue;
+                p.in[0] = in;
+                p.out[0] = room / stride + 1;
+                p.kernel[0] = kernel;
+                p.stride[0] = stride;
+                p.padding[0] = padding;
+                p.dilation[0] = dilation;
+                check_axis(p);
+              }
+}
+
+// Every element of a dense tensor is visited once, at the place where its strides say it is.
+void check_elements() {
+  for (bool planar : {false, true})
+    for (int64_t n = 1; n <= 2; ++n)
+      for (int64_t c = 1; c <= 3; ++c)
+        for (int64_t t = 1; t <= 3; ++t)
+          for (int64_t h = 1; h <= 3; ++h)
+            for (int64_t w = 1; w <= 4; ++w) {
+              Window p = {};
+              p.planar = planar;
+              p.batch = n;
+              p.channels = c;
+              const int64_t size[3] = {t, h, w};
+              const Strides strides = strides_of_dense(p, size);
+              for (int64_t i = 0; i < n * c * t * h * w; ++i) {
+                const Element e = element_at(p, size, i);
+                int64_t place = e.n * strides.n + e.c * strides.c;
+                for (int axis = 0; axis < 3; ++axis) place += e.at[axis] * strides.at[axis];
+                expect(place == i && e.n < n && e.c < c, "an element elsewhere", p);
+              }
+            }
+}
+
+void check_splits() {
+  for (int64_t rows = 1; rows <= 5000; rows += rows < 100 ? 1 : 37) {
+    Window p = {};
+    p.batch = 1;
+    p.out[0] = 1;
+    p.out[1] = rows;
+    expect(first_row(p, 0) == 0 && first_row(p, splits_of(p)) == rows, "rows left out", p);
+    for (int64_t split = 0; split < splits_of(p); ++split)
+      expect(first_row(p, split) < first_row(p, split + 1), "an empty split", p);
+  }
+  AttentionSource sources[2] = {};
+  sources[0].heads = 3;
+  sources[1].heads = 2;
+  for (int64_t tokens = 1; tokens <= 40000; tokens += tokens < 600 ? 1 : 977) {
+    const ReluLinearAttentionProblem problem = {DType::kFloat32, 1, 2, tokens, 5, 0, 2, sources};
+    const Heads p(problem, 2, 3);
+    Window none = {};
+    none.in[0] = tokens;
+    expect(first_token(p, 0) == 0 && first_token(p, p.splits) == tokens, "tokens left out", none);
+    for (int64_t split = 0; split < p.splits; ++split)
+      expect(first_token(p, split) < first_token(p, split + 1), "an empty split", none);
+  }
+}
+
+void check_attention() {
+  AttentionSource sources[2] = {};
+  sources[0].heads = 3;
+  sources[1].heads = 2;
+  const ReluLinearAttentionProblem problem = {DType::kFloat32, 1, 2, 600, 5, 0, 2, sources};
+  Window none = {};
+  std::set<int64_t> everywhere;
+  int64_t before = 0;
+  for (const auto& source : sources) {
+    const Heads p(problem, source.heads, before);
+    before += source.heads;
+    for (int64_t i = 0; i < rows_of(p); ++i)
+      expect(index_of(p, row_at(p, i)) == i, "a row elsewhere", none);
+    for (int64_t i = 0; i < entries_of(p); ++i)
+      expect(everywhere.insert(of_all_heads(p, i)).second, "an entry twice", none);
+    std::set<std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t>> entries;
+    for (int64_t i = 0; i < p.splits * entries_of(p); ++i) {
+      const Entry e = entry_at(p, i);
+      expect(entries.insert({e.row.batch, e.row.head, e.row.token, e.i, e.j}).second,
+             "an entry of a split twice", none);
+      expect(e.i <= p.width && e.j < p.width, "an entry outside", none);
+    }
+  }
+  const Heads all(problem, 5, 0);
+  expect(int64_t(everywhere.size()) == entries_of(all), "entries left out", none);
+}
+
+void check_grids() {
+  Window none = {};
+  const int64_t most = kMaxBlocks * kBlockThreads;
+  for (int64_t items : {int64_t{1}, int64_t{255}, int64_t{256}, int64_t{257}, int64_t{1} << 31,
+                        int64_t{1} << 33, most - 1, most, most + 1, most * 3 + 5}) {
+    const Grid grid(items);
+    expect(grid.blocks >= 1 && grid.blocks <= kMaxBlocks, "a grid of another size", none);
+    expect(items > most || grid.threads() >= items, "items without a thread", none);
+    expect(grid.threads() - items < kBlockThreads, "blocks without an item", none);
+  }
+}
+
+}  // namespace
+
+int main() {
+  check_axes();
+  check_elements();
+  check_splits();
+  check_attention();
+  check_grids();
+  std::printf("%ld checks\n", long(checks));
+  return 0;
+}

@@ -1,0 +1,143 @@
+"""What nvcc makes of the CUDA kernels: registers, stack and shared memory on every architecture.
+
+    python tests/native/cuda_resources.py            compares with cuda_resources.txt
+    python tests/native/cuda_resources.py --write    writes it
+
+Needs nvcc, not a GPU. The numbers are those of one compiler, named in the first line; another one
+may differ, but no kernel may ever use the stack or spill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+CSRC = HERE.parent.parent / "csrc"
+TABLE = HERE / "cuda_resources.txt"
+ARCHITECTURES = ("80", "87", "90")
+OPERATORS = ("depthwise_conv3d", "relu_linear_attention")
+
+_ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
+_STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+_USED = re.compile(r"Used (\d+) registers")
+_SHARED = re.compile(r"(\d+) bytes smem")
+
+
+class Kernel(NamedTuple):
+    """A kernel on an architecture: bytes of stack and of spills, registers, shared bytes."""
+
+    name: str
+    architecture: str
+    stack: int
+    spilled: int
+    registers: int
+    shared: int
+
+    def __str__(self) -> str:
+        """A line of the table."""
+        return (
+            f"{self.name:64} sm_{self.architecture}  {self.registers:3} registers"
+            f"  {self.shared:6} bytes shared"
+        )
+
+
+def nvcc() -> str | None:
+    """Returns the CUDA compiler, or None."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return shutil.which(f"{home}/bin/nvcc") or shutil.which("nvcc")
+
+
+def release() -> str:
+    """Returns the version of the CUDA compiler."""
+    compiler = nvcc()
+    assert compiler is not None
+    text = subprocess.run(
+        [compiler, "--version"], check=True, capture_output=True, text=True
+    ).stdout
+    return next(line for line in text.splitlines() if "release" in line).split(", ")[-1]
+
+
+def measure() -> list[Kernel]:
+    """Compiles every kernel for every architecture."""
+    jobs = [(operator, number) for operator in OPERATORS for number in ARCHITECTURES]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda job: list(_compile(*job)), jobs)
+        return sorted(kernel for kernels in found for kernel in kernels)
+
+
+def table(kernels: list[Kernel]) -> str:
+    """Returns the text of cuda_resources.txt."""
+    return "\n".join([f"nvcc {release()}", *map(str, kernels)]) + "\n"
+
+
+def _compile(operator: str, architecture: str) -> Iterator[Kernel]:
+    compiler = nvcc()
+    assert compiler is not None
+    with tempfile.TemporaryDirectory() as folder:
+        command = [
+            *(compiler, "-std=c++17", "-O3", f"-I{CSRC / 'include'}", "-Xptxas=-v", "-cubin"),
+            f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
+            *("-diag-suppress=20012", "-o", f"{folder}/kernels.cubin"),
+            str(CSRC / "cuda" / f"{operator}.cu"),
+        ]
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    name, stack, spilled = "", 0, 0
+    for line in log.splitlines():
+        if match := _ENTRY.search(line):
+            name = _readable(match[1])
+        elif match := _STACK.search(line):
+            stack, spilled = int(match[1]), int(match[2]) + int(match[3])
+        elif match := _USED.search(line):
+            shared = _SHARED.search(line)
+            yield Kernel(
+                f"{operator} {name}",
+                architecture,
+                stack,
+                spilled,
+                int(match[1]),
+                int(shared[1]) if shared else 0,
+            )
+
+
+def _readable(symbol: str) -> str:
+    """Returns a kernel's body, such as Forward<__half>, of its mangled name."""
+    text = subprocess.run(["c++filt", symbol], check=True, capture_output=True, text=True).stdout
+    text = re.sub(r"evit::cuda::|\(anonymous namespace\)::", "", text.strip())
+    match = re.search(r"run_body<(.*) ?>\(", text)
+    return (match[1] if match else text).strip()
+
+
+def main() -> int:
+    """Compares or writes; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    if nvcc() is None:
+        print("cuda_resources.py: there is no nvcc")
+        return 77
+    kernels = measure()
+    bad = [kernel for kernel in kernels if kernel.stack or kernel.spilled]
+    for kernel in bad:
+        print(f"{kernel}: {kernel.stack} bytes of stack, {kernel.spilled} bytes spilled")
+    if arguments.write:
+        TABLE.write_text(table(kernels))
+    elif TABLE.read_text().splitlines()[0] != f"nvcc {release()}":
+        print(f"the table is of {TABLE.read_text().splitlines()[0]}, here is nvcc {release()}")
+    elif table(kernels) != TABLE.read_text():
+        print(f"{TABLE.name} differs; see what changed with --write and git diff")
+        return 1
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
