@@ -70,16 +70,25 @@ OPERATORS: tuple[str, ...] = (
 CUDA_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")
 
 
-def available_backends(device: str | torch.device = "cpu") -> tuple[str, ...]:
+def available_backends(
+    device: str | torch.device = "cpu", operator: str | None = None
+) -> tuple[str, ...]:
     """Returns the names of the backends that can serve float32 tensors on a device, best first.
 
-    On CUDA devices "native" is among them when it serves some of the operators.
+    Those that serve one operator (a name in OPERATORS), or by default all of them. Raises
+    ValueError for an operator that is not there.
     """
     device = torch.device(device)
+    if operator is not None and operator not in OPERATORS:
+        raise ValueError(
+            f"available_backends: operator must be one of {', '.join(map(repr, OPERATORS))}, "
+            f"got {operator!r}"
+        )
+    asked = OPERATORS if operator is None else (operator,)
     return tuple(
-        name
-        for name in _order(device)
-        if any(_REFUSALS[name](operator, device, torch.float32) is None for operator in OPERATORS)
+        backend
+        for backend in _order(device)
+        if all(_REFUSALS[backend](name, device, torch.float32) is None for name in asked)
     )
 
 

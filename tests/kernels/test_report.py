@@ -57,6 +57,8 @@ def test_device_without_kernels_has_the_reference_only() -> None:
     rows = backends.availability("meta")
     assert {row.backend for row in rows if row.available} == {"reference"}
     assert evit_kernels.available_backends("meta") == ("reference",)
+    with pytest.raises(ValueError, match=r"operator must be one of .*got 'conv'"):
+        evit_kernels.available_backends("cpu", "conv")
     reasons = {row.reason for row in rows if row.backend == "native"}
     assert len(reasons) == 1
     assert "kernels for CPU and CUDA" in reasons.pop()
