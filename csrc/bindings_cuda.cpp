@@ -11,12 +11,15 @@ evit::cuda::Stream stream_of(int device, uintptr_t handle) {
 
 void bind_depthwise_conv3d(py::module_& m) {
   using Problem = evit::DepthwiseConv3dProblem;
+  m.def("depthwise_conv3d_forward_workspace", [](const py::bytes& problem) {
+    return evit::cuda::depthwise_conv3d_forward_workspace(unpacked<Problem>(problem));
+  });
   m.def("depthwise_conv3d_forward",
         [](const py::bytes& problem, uintptr_t input, uintptr_t weight, uintptr_t bias,
-           uintptr_t output, int device, uintptr_t stream) {
+           uintptr_t output, uintptr_t workspace, int device, uintptr_t stream) {
           check(evit::cuda::depthwise_conv3d_forward(unpacked<Problem>(problem), memory(input),
                                                      memory(weight), pointer(bias), memory(output),
-                                                     stream_of(device, stream)));
+                                                     memory(workspace), stream_of(device, stream)));
         });
   m.def("depthwise_conv3d_workspace", [](const py::bytes& problem) {
     return evit::cuda::depthwise_conv3d_workspace(unpacked<Problem>(problem));

@@ -11,15 +11,15 @@
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
 #define EVIT_HD __host__ __device__ __forceinline__
-#define EVIT_KERNEL __global__
+#define EVIT_UNROLLED _Pragma("unroll")
 #else
 #define EVIT_HD inline
-#define EVIT_KERNEL static
+#define EVIT_UNROLLED
 #endif
 
 namespace evit::cuda {
 
-constexpr int kBlockThreads = 256;
+constexpr int kBlockThreads = 128;
 constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;  // of the first axis of a grid
 
 // A launch covers [0, items) with threads; where there are more items than a grid has threads,
@@ -66,8 +66,10 @@ class OnDevice {
   cudaError_t error_;
 };
 
+// Blocks that fit a multiprocessor at once: what registers are allotted for.
 template <class Body>
-__global__ void __launch_bounds__(kBlockThreads, 1) run_body(const Body body, const int64_t items) {
+__global__ void __launch_bounds__(kBlockThreads, Body::kBlocks)
+    run_body(const Body body, const int64_t items) {
   const Thread thread;
   for (int64_t i = thread.first(); i < items; i += thread.step()) body(i);
 }

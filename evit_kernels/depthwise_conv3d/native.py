@@ -29,7 +29,13 @@ def forward(
         return _layout.in_format_of(output, input)
     addresses = (x.data_ptr(), weight.data_ptr(), _pointer(bias), output.data_ptr())
     if _native.on_cuda(x):
-        _native.cuda().depthwise_conv3d_forward(problem, *addresses, *_native.stream(x))
+        kernels = _native.cuda()
+        workspace = weight.new_empty(
+            kernels.depthwise_conv3d_forward_workspace(problem), dtype=_sums(x.dtype)
+        )
+        kernels.depthwise_conv3d_forward(
+            problem, *addresses, workspace.data_ptr(), *_native.stream(x)
+        )
         return output
     core().depthwise_conv3d_forward(problem, *addresses)
     return _layout.in_format_of(output, input)
@@ -85,7 +91,7 @@ def backward(
         scratch = empty(grad.shape, grad, layout) if activation != "none" else None
         partials = weight.new_empty(
             kernels.depthwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
-            dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
+            dtype=_sums(x.dtype),
         )
         kernels.depthwise_conv3d_backward(
             problem,
@@ -155,6 +161,11 @@ def _plan(
 def _dense(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     # To be held by name: the core gets addresses, which do not keep a copy alive.
     return weight.contiguous(), None if bias is None else bias.contiguous()
+
+
+def _sums(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the kernels keep sums over tensors of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _pointer(x: Tensor | None) -> int:

@@ -6,15 +6,22 @@ import os
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import emulation
 import pytest
 import torch
+from accuracy import FORWARD, assert_accurate
+from depthwise_cases import Case
 
 from evit_kernels import _native, backends, depthwise_conv3d, relu_linear_attention_qkv
 
 NATIVE = Path(__file__).resolve().parent.parent / "native"
+sys.path.insert(0, str(NATIVE))
+
+import cuda_resources  # noqa: E402
+
 LAST = torch.channels_last_3d
 
 
@@ -35,6 +42,46 @@ def test_no_kernel_spills_and_the_table_of_resources_is_kept() -> None:
     if answer.returncode == 77:
         pytest.skip("there is no nvcc to compile the kernels with")
     assert answer.returncode == 0, answer.stdout + answer.stderr
+
+
+def test_strips_load_and_store_whole_vectors() -> None:
+    if cuda_resources.nvcc() is None:
+        pytest.skip("there is no nvcc to compile the kernels with")
+    strips = {
+        name: code
+        for name, code in cuda_resources.ptx("depthwise_conv3d").items()
+        if name.startswith("ForwardStrip")
+    }
+    assert len(strips) == 12
+    for name, code in strips.items():
+        # Inputs and outputs: 16 bytes, but 8 of 16-bit types in windows of 5. Weights are floats.
+        kind = "f32" if "<float" in name else "u16" if ", 5," in name else "u32"
+        assert f"ld.global.v4.{kind}" in code, name
+        assert f"st.global.v4.{kind}" in code, name
+        assert "ld.global.v4.f32" in code, name
+        assert ".local" not in code, name
+
+
+@pytest.mark.parametrize("temporal_padding", ["zeros", "replicate", "causal"])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 1, 1)], ids=str)
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (5, 5, 5), (1, 3, 3), (1, 5, 5)], ids=str)
+def test_strips_of_any_size(
+    kernel: tuple[int, int, int], stride: tuple[int, int, int], temporal_padding: str
+) -> None:
+    for size, dtype, padding in (
+        ((3, 7, 9), torch.float32, 2),
+        ((2, 18, 5), torch.bfloat16, 1),
+        ((6, 5, 6), torch.float16, 3),
+    ):
+        case = Case(2, 16, size, kernel, stride, (kernel[0] // 2, padding, padding))
+        case = replace(case, temporal_padding=temporal_padding, activation="hardswish", dtype=dtype)
+        for layout in ("channels_last", "channels_last_slice"):
+            tensors = replace(case, layout=layout).tensors()
+            with emulation.in_use():
+                ours = case.call(*tensors, backend="native")
+            theirs = case.call(*tensors, backend="reference")
+            exact = case.call(*(t if t is None else t.double() for t in tensors), "reference")
+            assert_accurate(ours, theirs, exact, FORWARD, f"{size} {layout}")
 
 
 def test_emulation_runs_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

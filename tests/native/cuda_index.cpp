@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/depthwise_conv3d_index.h"
+#include "../../csrc/cuda/depthwise_conv3d_strips.h"
 #include "../../csrc/cuda/relu_linear_attention_index.h"
 
 namespace {
@@ -92,6 +93,34 @@ void check_elements() {
             }
 }
 
+// Strips cover every output once.
+void check_strips() {
+  for (int64_t batch : {1, 2, 300})
+    for (int64_t frames : {1, 3, 40})
+      for (int64_t height : {1, 2, 3, 7, 16, 17, 33})
+        for (int64_t width = 1; width <= 9; ++width)
+          for (int channels : {4, 8})
+            for (int columns : {1, 2, 4}) {
+              Window p = {};
+              p.batch = batch;
+              p.channels = 2 * channels;
+              p.out[0] = frames;
+              p.out[1] = height;
+              p.out[2] = width;
+              const Strips strips(p, channels, columns);
+              std::vector<int> visits(batch * frames * height * width * 2);
+              for (int64_t i = 0; i < strips.count(p); ++i) {
+                const Strip s = strip_at(p, strips, channels, columns, i);
+                expect(s.row < s.end && s.end <= height && s.column < width, "an empty strip", p);
+                for (int64_t h = s.row; h < s.end; ++h)
+                  for (int64_t w = s.column; w < width && w < s.column + columns; ++w)
+                    ++visits[(((s.n * frames + s.t) * height + h) * width + w) * 2 +
+                             s.channel / channels];
+              }
+              for (int count : visits) expect(count == 1, "an output not once", p);
+            }
+}
+
 void check_splits() {
   for (int64_t rows = 1; rows <= 5000; rows += rows < 100 ? 1 : 37) {
     Window p = {};
@@ -160,6 +189,7 @@ void check_grids() {
 int main() {
   check_axes();
   check_elements();
+  check_strips();
   check_splits();
   check_attention();
   check_grids();

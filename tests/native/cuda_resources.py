@@ -75,6 +75,20 @@ def measure() -> list[Kernel]:
         return sorted(kernel for kernels in found for kernel in kernels)
 
 
+def ptx(operator: str) -> dict[str, str]:
+    """Returns the intermediate code of every kernel of an operator, by its body."""
+    compiler = nvcc()
+    assert compiler is not None
+    with tempfile.TemporaryDirectory() as folder:
+        target = f"{folder}/kernels.ptx"
+        source = str(CSRC / "cuda" / f"{operator}.cu")
+        flags = ["-std=c++17", "-O3", f"-I{CSRC / 'include'}", "-arch=compute_80"]
+        command = [compiler, *flags, "-diag-suppress=20012", "-ptx", "-o", target, source]
+        subprocess.run(command, check=True, capture_output=True)
+        entries = re.split(r"\.entry ", Path(target).read_text())[1:]
+    return {_readable(entry.partition("(")[0].strip()): entry for entry in entries}
+
+
 def table(kernels: list[Kernel]) -> str:
     """Returns the text of cuda_resources.txt."""
     return "\n".join([f"nvcc {release()}", *map(str, kernels)]) + "\n"

@@ -45,9 +45,12 @@ Status depthwise_conv3d_backward(const DepthwiseConv3dProblem& problem, const vo
 
 namespace cuda {
 
-// As on CPUs, on memory of the stream's device.
+// As on CPUs, on memory of the stream's device. `workspace` and `partials` hold as many elements of
+// the accumulation type as the functions before say.
+int64_t depthwise_conv3d_forward_workspace(const DepthwiseConv3dProblem& problem);
 Status depthwise_conv3d_forward(const DepthwiseConv3dProblem& problem, const void* input,
-                                const void* weight, const void* bias, void* output, Stream stream);
+                                const void* weight, const void* bias, void* output, void* workspace,
+                                Stream stream);
 int64_t depthwise_conv3d_workspace(const DepthwiseConv3dProblem& problem);
 Status depthwise_conv3d_backward(const DepthwiseConv3dProblem& problem, const void* grad_output,
                                  const void* input, const void* weight, const void* bias,
