@@ -109,6 +109,22 @@ struct DataGradient {
   }
 };
 
+// The same for the first and the last frame alone, of channels-last tensors.
+template <class S>
+struct EdgeGradient {
+  static constexpr int kBlocks = 1;
+  DataGradient<S> body;
+
+  EVIT_HD int64_t frames() const { return body.p.in[0] > 1 ? 2 : 1; }
+
+  EVIT_HD void operator()(int64_t i) const {
+    const int64_t frame = body.p.in[1] * body.p.in[2] * body.p.channels;
+    const int64_t last = i / frame % frames(), n = i / frame / frames();
+    const int64_t t = last ? body.p.in[0] - 1 : 0;
+    body((n * body.p.in[0] + t) * frame + i % frame);
+  }
+};
+
 // The sum of one split for a tap of a channel; beyond the last tap, for the bias. Channels are next
 // to each other in `partials` (split, tap, channel).
 template <class S>
@@ -175,6 +191,26 @@ int64_t inputs_in(const Window& p) {
   return p.batch * p.channels * p.in[0] * p.in[1] * p.in[2];
 }
 
+template <class S>
+Status data_gradient(const Window& p, const S* grad, const S* weight, S* grad_input,
+                     Sum<S>* workspace, Stream stream) {
+  const DataGradient<S> body = {p, grad, weight, grad_input};
+  if constexpr (sizeof(S) <= sizeof(float)) {
+    const Window q = gradient_window(p);
+    const bool unstrided = p.stride[0] == 1 && p.stride[1] == 1 && p.stride[2] == 1;
+    if (unstrided && strips_serve(q, grad, grad_input)) {
+      const Status status = run_strips(q, grad, weight, true, static_cast<const S*>(nullptr),
+                                       grad_input, workspace, stream);
+      if (!status.ok() || !p.clamp_time) return status;
+      // Frames that are repeated collect the gradients of their repetitions too.
+      const EdgeGradient<S> edge = {body};
+      const int64_t frame = p.in[1] * p.in[2] * p.channels;
+      return for_each(p.batch * edge.frames() * frame, edge, stream);
+    }
+  }
+  return for_each(inputs_in(p), body, stream);
+}
+
 }  // namespace
 
 Status depthwise_conv3d_forward(const Window& p, const void* input, const void* weight,
@@ -189,7 +225,7 @@ Status depthwise_conv3d_forward(const Window& p, const void* input, const void* 
     auto* y = static_cast<S*>(output);
     if constexpr (sizeof(S) <= sizeof(float))
       if (strips_serve(p, input, output))
-        return forward_strips(p, x, w, b, y, static_cast<Sum<S>*>(workspace), stream);
+        return run_strips(p, x, w, false, b, y, static_cast<Sum<S>*>(workspace), stream);
     const Forward<S> body = {p, x, w, b, y};
     return for_each(outputs_in(p), body, stream);
   });
@@ -200,6 +236,7 @@ int64_t depthwise_conv3d_forward_workspace(const Window& p) {
 }
 
 int64_t depthwise_conv3d_workspace(const Window& p) {
+  // The sums of splits, and before them, in the same place, weights for strips.
   return splits_of(p) * (taps_of(p) + 1) * p.channels;
 }
 
@@ -223,8 +260,8 @@ Status depthwise_conv3d_backward(const Window& p, const void* grad_output, const
       grad = differentiated;
     }
     if (grad_input != nullptr) {
-      const DataGradient<S> body = {p, grad, w, static_cast<S*>(grad_input)};
-      const Status status = for_each(inputs_in(p), body, stream);
+      const Status status = data_gradient(p, grad, w, static_cast<S*>(grad_input),
+                                          static_cast<Sum<S>*>(partials), stream);
       if (!status.ok()) return status;
     }
     if (grad_weight != nullptr || grad_bias != nullptr) {

@@ -75,7 +75,8 @@ EVIT_HD Strip strip_at(const Window& p, const Strips& s, int channels, int width
   return strip;
 }
 
-// Weights as strips read them: (taps, channels), in the type of sums. One thread per weight.
+// Weights as strips read them: (taps, channels), in the type of sums, for the data gradient in the
+// reverse order of taps. One thread per weight.
 template <class S>
 struct RepackWeights {
   static constexpr int kBlocks = 1;
@@ -83,9 +84,11 @@ struct RepackWeights {
   Window p;
   const S* weight;
   Sum<S>* repacked;
+  bool reversed;
 
   EVIT_HD void operator()(int64_t i) const {
-    repacked[i] = read(weight + i % p.channels * taps_of(p) + i / p.channels);
+    const int64_t tap = reversed ? taps_of(p) - 1 - i / p.channels : i / p.channels;
+    repacked[i] = read(weight + i % p.channels * taps_of(p) + tap);
   }
 };
 
@@ -244,11 +247,28 @@ inline int64_t strips_workspace(const Window& p) {
   return taps_of(p) * p.channels;
 }
 
+// The data gradient of a window of stride 1 as a forward pass over the gradient, with the taps in
+// reverse. It knows nothing of repeated frames.
+inline Window gradient_window(const Window& p) {
+  Window q = p;
+  q.activation = Activation::kNone;
+  q.clamp_time = false;
+  for (int axis = 0; axis < 3; ++axis) {
+    q.in[axis] = p.out[axis];
+    q.out[axis] = p.in[axis];
+    q.padding[axis] = p.dilation[axis] * (p.kernel[axis] - 1) - p.padding[axis];
+  }
+  const Strides strides = strides_of_dense(p, p.out);
+  q.in_strides[0] = strides.n;
+  for (int axis = 0; axis < 3; ++axis) q.in_strides[1 + axis] = strides.at[axis];
+  return q;
+}
+
 template <class S>
-Status forward_strips(const Window& p, const S* input, const S* weight, const S* bias, S* output,
-                      Sum<S>* workspace, Stream stream) {
-  const Status status =
-      for_each(strips_workspace(p), RepackWeights<S>{p, weight, workspace}, stream);
+Status run_strips(const Window& p, const S* input, const S* weight, bool reversed, const S* bias,
+                  S* output, Sum<S>* workspace, Stream stream) {
+  const RepackWeights<S> repack = {p, weight, workspace, reversed};
+  const Status status = for_each(strips_workspace(p), repack, stream);
   if (!status.ok()) return status;
   const auto run = [&](auto body) { return for_each(body.strips.count(p), body, stream); };
   if (p.kernel[1] == 3) {

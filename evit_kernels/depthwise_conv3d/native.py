@@ -90,7 +90,7 @@ def backward(
         # Derivative of the activation times the gradient; its input is recomputed, never stored.
         scratch = empty(grad.shape, grad, layout) if activation != "none" else None
         partials = weight.new_empty(
-            kernels.depthwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
+            kernels.depthwise_conv3d_workspace(problem) if needed[1] or needed[2] or on_cuda else 0,
             dtype=_sums(x.dtype),
         )
         kernels.depthwise_conv3d_backward(

@@ -6,14 +6,16 @@ import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import emulation
 import pytest
 import torch
-from accuracy import FORWARD, assert_accurate
+from accuracy import BACKWARD, FORWARD, assert_accurate
 from depthwise_cases import Case
+from torch import Tensor
 
 from evit_kernels import _native, backends, depthwise_conv3d, relu_linear_attention_qkv
 
@@ -78,10 +80,17 @@ def test_strips_of_any_size(
         for layout in ("channels_last", "channels_last_slice"):
             tensors = replace(case, layout=layout).tensors()
             with emulation.in_use():
-                ours = case.call(*tensors, backend="native")
-            theirs = case.call(*tensors, backend="reference")
-            exact = case.call(*(t if t is None else t.double() for t in tensors), "reference")
-            assert_accurate(ours, theirs, exact, FORWARD, f"{size} {layout}")
+                ours = _with_gradients(case, tensors, "native")
+            theirs = _with_gradients(case, tensors, "reference")
+            exact = _with_gradients(case, [t.double() for t in tensors], "reference")
+            for i, values in enumerate(zip(ours, theirs, exact, strict=True)):
+                assert_accurate(*values, BACKWARD if i else FORWARD, f"{size} {layout} {i}")
+
+
+def _with_gradients(case: Case, tensors: Iterable[Tensor], backend: str) -> list[Tensor]:
+    leaves = [t.detach().requires_grad_() for t in tensors]
+    output = case.call(*leaves, backend=backend)
+    return [output, *torch.autograd.grad(output, leaves, torch.ones_like(output))]
 
 
 def test_emulation_runs_the_cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
