@@ -8,7 +8,8 @@ looking it up and going to the core at once takes less than half of that.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +88,15 @@ class Calls:
                 self._known.clear()
             self._known[key] = known
         return known
+
+
+def direct(
+    backends: Mapping[str, ModuleType], backend: str, *arguments: Any
+) -> Callable[..., Tensor] | None:
+    """Returns what computes calls like this one past torch's dispatcher, None if nothing does."""
+    prepare = getattr(backends.get(backend), "direct", None)
+    result: Callable[..., Tensor] | None = None if prepare is None else prepare(*arguments)
+    return result
 
 
 def _watched() -> bool:

@@ -30,7 +30,7 @@ _registration.define(
     "-> (Tensor, Tensor, Tensor)"
 )
 
-_BACKENDS = {"native": native}
+BACKENDS = {"native": native}
 
 
 def batch_norm_activation(
@@ -105,7 +105,7 @@ class _BatchNormActivation(torch.autograd.Function):
 
 
 def _statistics_impl(input: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return _BACKENDS[backend].statistics(input)
+    return BACKENDS[backend].statistics(input)
 
 
 def _statistics_fake(input: Tensor, backend: str) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ def _forward_impl(
     activation: str,
     backend: str,
 ) -> Tensor:
-    return _BACKENDS[backend].forward(input, mean, variance, weight, bias, eps, activation)
+    return BACKENDS[backend].forward(input, mean, variance, weight, bias, eps, activation)
 
 
 def _forward_fake(input: Tensor, *arguments: Any) -> Tensor:
@@ -144,7 +144,7 @@ def _backward_impl(
     backend: str,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _BACKENDS[backend].backward(
+    return BACKENDS[backend].backward(
         grad_output, input, mean, variance, weight, bias, batch_moments, eps, activation, needed
     )
 

@@ -24,7 +24,7 @@ _registration.define(
     "str backend, bool[3] needed) -> (Tensor, Tensor, Tensor)"
 )
 
-_BACKENDS = {"native": native}
+BACKENDS = {"native": native}
 
 
 def dense_conv3d(
@@ -70,7 +70,7 @@ class _DenseConv3d(torch.autograd.Function):
 def _forward_impl(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     *window, activation, backend = arguments
     geometry = from_window(weight, *window)
-    return _BACKENDS[backend].forward(input, weight, bias, geometry, activation)
+    return BACKENDS[backend].forward(input, weight, bias, geometry, activation)
 
 
 def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
@@ -86,7 +86,7 @@ def _backward_impl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *window, backend, needed = arguments
     geometry = from_window(weight, *window)
-    return _BACKENDS[backend].backward(grad_output, input, weight, geometry, needed)
+    return BACKENDS[backend].backward(grad_output, input, weight, geometry, needed)
 
 
 def _backward_fake(

@@ -63,7 +63,7 @@ def depthwise_conv3d(
         window = _geometry.make(input, weight, bias, stride, padding, dilation, temporal_padding)
         function = _activations.canonical(activation, _geometry.NAME)
         chosen = backends.select(_geometry.NAME, backend, input)
-        direct = key and op.direct(input, weight, bias, window, function, chosen)
+        direct = key and _calls.direct(op.BACKENDS, chosen, input, weight, bias, window, function)
         known = _CALLS.keep(key, _calls.Known(chosen, (window, function), direct))
     window, function = known.arguments
     if known.backend == "reference":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ _registration.define(
     f"{_WINDOW}, str backend, bool[3] needed) -> (Tensor, Tensor, Tensor)"
 )
 
-_BACKENDS = {"native": native}
+BACKENDS = {"native": native}
 
 
 def depthwise_conv3d(
@@ -41,20 +40,6 @@ def depthwise_conv3d(
         )
         return result
     return _forward(*tensors, *geometry[1:], activation, backend)
-
-
-def direct(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
-    activation: str,
-    backend: str,
-) -> Callable[..., Tensor] | None:
-    """Returns what computes calls like this one past torch's dispatcher, None if nothing does."""
-    if backend not in _BACKENDS:
-        return None
-    return _BACKENDS[backend].direct(input, weight, bias, geometry, activation)
 
 
 class _DepthwiseConv3d(torch.autograd.Function):
@@ -86,7 +71,7 @@ class _DepthwiseConv3d(torch.autograd.Function):
 def _forward_impl(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     *window, activation, backend = arguments
     geometry = from_window(weight, *window)
-    return _BACKENDS[backend].forward(input, weight, bias, geometry, activation)
+    return BACKENDS[backend].forward(input, weight, bias, geometry, activation)
 
 
 def _forward_fake(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
@@ -102,7 +87,7 @@ def _backward_impl(
 ) -> tuple[Tensor, Tensor, Tensor]:
     *window, activation, backend, needed = arguments
     geometry = from_window(weight, *window)
-    return _BACKENDS[backend].backward(
+    return BACKENDS[backend].backward(
         grad_output, input, weight, bias, geometry, activation, needed
     )
 

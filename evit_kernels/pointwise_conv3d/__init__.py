@@ -54,7 +54,7 @@ def pointwise_conv3d(
         _check(input, weight, bias, residual, groups)
         function = _activations.canonical(activation, NAME)
         chosen = backends.select(NAME, backend, input)
-        direct = key and op.direct(*tensors, function, chosen)
+        direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, function)
         known = _CALLS.keep(key, _calls.Known(chosen, function, direct))
     if known.backend == "reference":
         return reference.pointwise_conv3d(input, weight, bias, known.arguments, residual)

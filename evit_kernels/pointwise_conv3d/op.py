@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ _registration.define(
     "str activation, str backend, bool[3] needed) -> (Tensor, Tensor, Tensor)"
 )
 
-_BACKENDS = {"native": native}
+BACKENDS = {"native": native}
 
 
 def pointwise_conv3d(
@@ -41,20 +40,6 @@ def pointwise_conv3d(
         )
         return result
     return _forward(*tensors, activation, backend)
-
-
-def direct(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str,
-    backend: str,
-) -> Callable[..., Tensor] | None:
-    """Returns what computes calls like this one past torch's dispatcher, None if nothing does."""
-    if backend not in _BACKENDS:
-        return None
-    return _BACKENDS[backend].direct(input, weight, bias, residual, activation)
 
 
 class _PointwiseConv3d(torch.autograd.Function):
@@ -94,7 +79,7 @@ def _forward_impl(
     activation: str,
     backend: str,
 ) -> Tensor:
-    return _BACKENDS[backend].forward(input, weight, bias, activation, residual)
+    return BACKENDS[backend].forward(input, weight, bias, activation, residual)
 
 
 def _forward_fake(input: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
@@ -113,7 +98,7 @@ def _backward_impl(
     backend: str,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _BACKENDS[backend].backward(grad_output, input, weight, bias, activation, needed)
+    return BACKENDS[backend].backward(grad_output, input, weight, bias, activation, needed)
 
 
 def _backward_fake(

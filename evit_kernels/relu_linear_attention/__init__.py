@@ -85,7 +85,7 @@ def relu_linear_attention_qkv(
     if known is None:
         _check_packed(qkv, head_dim)
         chosen = backends.select(NAME, backend, tensors[0])
-        direct = key and op.direct_qkv(tensors, head_dim, eps, chosen)
+        direct = key and _calls.direct(op.BACKENDS, chosen, tensors, head_dim, eps)
         known = _PACKED.keep(key, _calls.Known(chosen, None, direct))
     if known.backend == "reference":
         return reference.relu_linear_attention_qkv(tensors, head_dim, eps)

@@ -77,7 +77,7 @@ def forward_qkv(qkv: Sequence[Tensor], head_dim: int, eps: float) -> tuple[Tenso
     return _layout.in_format_of(output, qkv[0]), state
 
 
-def direct_qkv(qkv: Sequence[Tensor], head_dim: int, eps: float) -> Callable[..., Tensor] | None:
+def direct(qkv: Sequence[Tensor], head_dim: int, eps: float) -> Callable[..., Tensor] | None:
     """Returns what computes calls like this one past the dispatcher, None if they need copies."""
     first = qkv[0]
     if not is_memory(*qkv) or not _layout.is_channels_last(first):

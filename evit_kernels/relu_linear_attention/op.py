@@ -6,7 +6,7 @@ Two operators on one core: `relu_linear_attention` for separate q, k and v, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ _registration.define(
     "int head_dim, float eps, str backend, bool[] needed) -> Tensor[]"
 )
 
-_BACKENDS: dict[str, Any] = {"native": native}
+BACKENDS: dict[str, Any] = {"native": native}
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, backend: str) -> Tensor:
@@ -57,16 +57,6 @@ def relu_linear_attention_qkv(
         return result
     output: Tensor = _forward_qkv(list(qkv), head_dim, eps, backend)[0]
     return output
-
-
-def direct_qkv(
-    qkv: Sequence[Tensor], head_dim: int, eps: float, backend: str
-) -> Callable[..., Tensor] | None:
-    """Returns what computes calls like this one past torch's dispatcher, None if nothing does."""
-    if backend not in _BACKENDS:
-        return None
-    result: Callable[..., Tensor] | None = _BACKENDS[backend].direct_qkv(qkv, head_dim, eps)
-    return result
 
 
 class _Attention(torch.autograd.Function):
@@ -126,7 +116,7 @@ def _backward_unpacked(
 def _forward_impl(
     q: Tensor, k: Tensor, v: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _BACKENDS[backend].forward(q, k, v, eps)
+    result: tuple[Tensor, Tensor] = BACKENDS[backend].forward(q, k, v, eps)
     return result
 
 
@@ -146,7 +136,7 @@ def _backward_impl(
     backend: str,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    result: tuple[Tensor, Tensor, Tensor] = _BACKENDS[backend].backward(
+    result: tuple[Tensor, Tensor, Tensor] = BACKENDS[backend].backward(
         grad_output, q, k, v, state, eps, needed
     )
     return result
@@ -171,7 +161,7 @@ def _backward_fake(
 def _forward_qkv_impl(
     qkv: list[Tensor], head_dim: int, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    result: tuple[Tensor, Tensor] = _BACKENDS[backend].forward_qkv(qkv, head_dim, eps)
+    result: tuple[Tensor, Tensor] = BACKENDS[backend].forward_qkv(qkv, head_dim, eps)
     return result
 
 
@@ -198,7 +188,7 @@ def _backward_qkv_impl(
     backend: str,
     needed: list[bool],
 ) -> list[Tensor]:
-    result: list[Tensor] = _BACKENDS[backend].backward_qkv(
+    result: list[Tensor] = BACKENDS[backend].backward_qkv(
         grad_output, qkv, state, head_dim, eps, needed
     )
     return result
