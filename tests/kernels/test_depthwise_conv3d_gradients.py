@@ -49,7 +49,7 @@ def test_gradcheck_of_activations(activation: str | None, temporal_padding: str)
     ],
     ids=Case.label,
 )
-def test_gradcheck_of_windows(case: Case) -> None:
+def test_gradcheck_of_windows(case: Case, instruction_set: str) -> None:
     case = replace(case, dtype=torch.float64, activation="silu")
     assert torch.autograd.gradcheck(lambda x, w, b: case.call(x, w, b, "native"), _leaves(case))
 

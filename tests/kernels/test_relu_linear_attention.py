@@ -135,7 +135,7 @@ def test_same_bits_on_any_number_of_threads_and_again() -> None:
         torch.set_num_threads(before)
 
 
-def test_gradcheck() -> None:
+def test_gradcheck(instruction_set: str) -> None:
     x, y = (torch.randn(1, 12, 2, 2, 2, dtype=torch.float64).requires_grad_() for _ in range(2))
     assert torch.autograd.gradcheck(attend(4, "native"), (x, y))
 
