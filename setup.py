@@ -65,6 +65,14 @@ FLAGS = [
 class BuildWithNinja(build_ext):
     """Writes a ninja file next to the objects and runs it; knows x86-64 levels and aarch64."""
 
+    def run(self) -> None:
+        # A build without CUDA must not ship the library of an earlier one in the same folder.
+        if not any(ext.name.endswith("._cuda") for ext in self.extensions):
+            root = ROOT if self.inplace else Path(self.build_lib)
+            for old in (root / "evit_kernels").glob("_cuda.*"):
+                old.unlink()
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         build = Path(self.build_temp).resolve() / ext.name
         build.mkdir(parents=True, exist_ok=True)
