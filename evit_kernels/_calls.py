@@ -2,7 +2,7 @@
 
 Between two large kernels the caches hold little of the interpreter and of PyTorch's dispatcher. A
 call that takes 17 us when it is repeated by itself took 260 us there, as long as many a kernel;
-looking it up and going to the core at once takes less than half of that.
+looking it up and going to the core at once took 135 to 170 us.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ DTYPES: dict[torch.dtype, int] = {
 }
 _LARGE = 16 << 20  # bytes; smaller ones come from memory that was used before
 NO_DEVICE = "torch sees no CUDA device"
-NO_CUDA = "this build has no CUDA kernels: there was no nvcc when it was installed"
+NO_CUDA = "this build has no CUDA kernels: no nvcc, or EVIT_CUDA=0, when it was installed"
 _OPENMP_FILE = re.compile(r"/(lib(?:g|i|)omp[^/]*\.so[^/]*)$")
 
 
@@ -49,6 +49,7 @@ def failure() -> str | None:
     return _load()[1]
 
 
+@lru_cache(maxsize=1)
 def cuda() -> ModuleType:
     """Returns the CUDA kernels; raises ImportError with the reason when they are not there."""
     if importlib.util.find_spec("evit_kernels._cuda") is None:
