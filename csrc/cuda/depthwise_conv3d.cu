@@ -38,8 +38,6 @@ EVIT_HD Sum<S> convolved(const Window& p, const S* input, const S* weight, const
 
 template <class S>
 struct Forward {
-  static constexpr int kBlocks = 1;
-
   Window p;
   const S* input;
   const S* weight;
@@ -55,8 +53,6 @@ struct Forward {
 // The gradient before the activation, whose input is computed again.
 template <class S>
 struct DifferentiateActivation {
-  static constexpr int kBlocks = 1;
-
   Window p;
   const S* grad_output;
   const S* input;
@@ -73,8 +69,6 @@ struct DifferentiateActivation {
 
 template <class S>
 struct DataGradient {
-  static constexpr int kBlocks = 1;
-
   Window p;
   const S* grad;
   const S* weight;
@@ -112,7 +106,6 @@ struct DataGradient {
 // The same for the first and the last frame alone, of channels-last tensors.
 template <class S>
 struct EdgeGradient {
-  static constexpr int kBlocks = 1;
   DataGradient<S> body;
 
   EVIT_HD int64_t frames() const { return body.p.in[0] > 1 ? 2 : 1; }
@@ -129,8 +122,6 @@ struct EdgeGradient {
 // to each other in `partials` (split, tap, channel).
 template <class S>
 struct SumWeightGradient {
-  static constexpr int kBlocks = 1;
-
   Window p;
   const S* grad;
   const S* input;
@@ -166,8 +157,6 @@ struct SumWeightGradient {
 
 template <class S>
 struct CombineWeightGradient {
-  static constexpr int kBlocks = 1;
-
   Window p;
   const Sum<S>* partials;
   S* grad_weight;

@@ -79,8 +79,6 @@ EVIT_HD Strip strip_at(const Window& p, const Strips& s, int channels, int width
 // reverse order of taps. One thread per weight.
 template <class S>
 struct RepackWeights {
-  static constexpr int kBlocks = 1;
-
   Window p;
   const S* weight;
   Sum<S>* repacked;
@@ -94,7 +92,6 @@ struct RepackWeights {
 
 template <class S, int K, int Stride>
 struct ForwardStrip {
-  static constexpr int kBlocks = 1;
   static constexpr int V = kStripChannels<S, K>;
   static constexpr int C = kStripColumns<S, K>;
   static constexpr int kColumnsRead = (C - 1) * Stride + K;

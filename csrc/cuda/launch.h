@@ -66,10 +66,10 @@ class OnDevice {
   cudaError_t error_;
 };
 
-// Blocks that fit a multiprocessor at once: what registers are allotted for.
+// One block at least has to fit a multiprocessor: left to choose, nvcc spills to make room for
+// more.
 template <class Body>
-__global__ void __launch_bounds__(kBlockThreads, Body::kBlocks)
-    run_body(const Body body, const int64_t items) {
+__global__ void __launch_bounds__(kBlockThreads, 1) run_body(const Body body, const int64_t items) {
   const Thread thread;
   for (int64_t i = thread.first(); i < items; i += thread.step()) body(i);
 }

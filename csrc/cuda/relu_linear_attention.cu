@@ -34,8 +34,6 @@ EVIT_HD Sum<S> normaliser(const Heads& p, const S* q, const Sum<S>* z) {
 // An entry of M, or of z in the row behind it, over one split.
 template <class S>
 struct SumKeys {
-  static constexpr int kBlocks = 1;
-
   Heads p;
   HeadsView k;
   HeadsView v;
@@ -58,8 +56,6 @@ struct SumKeys {
 // Adds up the splits of an entry. The source's heads are some of all that `total` has.
 template <class A>
 struct Combine {
-  static constexpr int kBlocks = 1;
-
   Heads p;
   const A* partials;
   A* total;
@@ -73,8 +69,6 @@ struct Combine {
 
 template <class S>
 struct Attend {
-  static constexpr int kBlocks = 1;
-
   Heads p;
   HeadsView q;
   HeadsView output;
@@ -95,8 +89,6 @@ struct Attend {
 // Per token its normaliser, and dd.
 template <class S>
 struct Slopes {
-  static constexpr int kBlocks = 1;
-
   Heads p;
   HeadsView q;
   HeadsView grad;
@@ -123,8 +115,6 @@ struct Slopes {
 
 template <class S>
 struct QueryGradient {
-  static constexpr int kBlocks = 1;
-
   Heads p;
   HeadsView q;
   HeadsView grad;
@@ -149,8 +139,6 @@ struct QueryGradient {
 // An entry of dM, or of dz in the row behind it, over one split.
 template <class S>
 struct SumQueries {
-  static constexpr int kBlocks = 1;
-
   Heads p;
   HeadsView q;
   HeadsView grad;
@@ -175,8 +163,6 @@ struct SumQueries {
 
 template <class S>
 struct KeyGradient {
-  static constexpr int kBlocks = 1;
-
   Heads p;
   HeadsView k;
   HeadsView v;
@@ -196,8 +182,6 @@ struct KeyGradient {
 
 template <class S>
 struct ValueGradient {
-  static constexpr int kBlocks = 1;
-
   Heads p;
   HeadsView k;
   HeadsView grad_v;

@@ -24,11 +24,11 @@ import pybind11
 import pytest
 import torch
 
-from evit_kernels import _calls, _native
+from evit_kernels import _calls, _native, backends
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CSRC = ROOT / "csrc"
-OPERATORS = ("depthwise_conv3d", "relu_linear_attention")
+OPERATORS = backends.CUDA_OPERATORS
 FOLDER = tempfile.TemporaryDirectory(prefix="evit-emulation-")
 
 

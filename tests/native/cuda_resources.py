@@ -25,7 +25,7 @@ HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 TABLE = HERE / "cuda_resources.txt"
 ARCHITECTURES = ("80", "87", "90")
-OPERATORS = ("depthwise_conv3d", "relu_linear_attention")
+OPERATORS = sorted(source.stem for source in (CSRC / "cuda").glob("*.cu"))
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
