@@ -8,24 +8,19 @@
 #pragma once
 
 #include "depthwise_conv3d_index.h"
+#include "pack.h"
 #include "scalar.h"
 
 namespace evit::cuda {
 
 // Channels of a strip. Windows of 5 need their registers for rows and are bound by arithmetic.
 template <class S, int K>
-constexpr int kStripChannels = K == 5 ? 4 : 16 / static_cast<int>(sizeof(S));
+constexpr int kStripChannels = K == 5 ? 4 : kPackWidth<S>;
 
 // Columns of a strip: the more, the fewer loads of weights and of the columns beside it. With these
 // nothing is spilled (cuda_resources.txt); how fast they are was not measured on a GPU yet.
 template <class S, int K>
 constexpr int kStripColumns = (K == 3 ? 16 : 8) / kStripChannels<S, K>;
-
-// What a thread loads and stores at once.
-template <class S, int N>
-struct alignas(N * sizeof(S)) Pack {
-  S values[N];
-};
 
 // How an output is divided into strips.
 struct Strips {
@@ -196,7 +191,7 @@ struct ForwardStrip {
   }
 
   EVIT_HD static void read_factors(const A* from, A (&factors)[V]) {
-    constexpr int kPart = 16 / static_cast<int>(sizeof(A));
+    constexpr int kPart = kPackWidth<A>;
     EVIT_UNROLLED
     for (int v = 0; v < V; v += kPart) {
       const auto pack = *reinterpret_cast<const Pack<A, kPart>*>(from + v);
@@ -219,13 +214,9 @@ struct ForwardStrip {
   }
 };
 
-inline bool is_aligned(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
-}
-
 // Whether strips serve a window: what they need of sizes, strides and addresses.
 inline bool strips_serve(const Window& p, const void* input, const void* output) {
-  const int64_t channels = 16 / size_of(p.dtype);
+  const int64_t channels = kPackBytes / size_of(p.dtype);
   if (p.planar || p.kernel[1] != p.kernel[2] || p.stride[1] != p.stride[2]) return false;
   if (p.kernel[1] != 3 && p.kernel[1] != 5) return false;
   if (p.stride[1] > 2 || p.dilation[1] != 1 || p.dilation[2] != 1) return false;

@@ -1,11 +1,13 @@
 // Linear attention with ReLU feature maps on CUDA devices, for every width and storage type: sums
-// over fixed splits of the tokens, added up in their order, then one thread per result.
+// over fixed splits of the tokens, added up in their order, then one thread per result. What
+// networks are made of has a faster way, in blocks.
 //
 // With r = relu, M = sum r(k) v^T, z = sum r(k), per token: den = r(q) . z + eps, o = r(q) M / den.
 // Backward, with g the gradient of o: dn = g / den, u = M dn, dd = -(r(q) . u) / den; then
 // dq = u + dd z, dM = sum r(q) dn^T, dz = sum dd r(q), dk = dM v + dz, dv = r(k) dM.
 #include "evit/relu_linear_attention.h"
-#include "relu_linear_attention_index.h"
+#include "relu_linear_attention_backward_blocks.h"
+#include "relu_linear_attention_forward_blocks.h"
 #include "scalar.h"
 
 namespace evit::cuda {
@@ -15,12 +17,6 @@ template <class S>
 EVIT_HD S* features(const HeadsView& view, const Row& row) {
   return static_cast<S*>(view.data) + row.batch * view.batch_stride + row.head * view.head_stride +
          row.token * view.token_stride;
-}
-
-// x / den, and 0 where den is 0, whatever x is: the query of such a token has no positive entry.
-template <class A>
-EVIT_HD A divided(A x, A den) {
-  return den == A(0) ? A(0) : x / den;
 }
 
 // The normaliser of a token.
@@ -258,6 +254,7 @@ Status backward_as(const ReluLinearAttentionProblem& problem, const Sum<S>* stat
 }  // namespace
 
 int64_t relu_linear_attention_forward_workspace(const ReluLinearAttentionProblem& problem) {
+  if (blocks_serve(problem)) return blocks_workspace(problem, false);
   int64_t most = 0;
   (void)for_each_source(problem, [&](const Heads& p, const AttentionSource&) -> Status {
     const int64_t elements = p.splits * entries_of(p);
@@ -273,12 +270,16 @@ Status relu_linear_attention_forward(const ReluLinearAttentionProblem& problem, 
   if (!current.status().ok()) return current.status();
   return with_storage(problem.dtype, [&](auto storage) {
     using S = decltype(storage);
-    return forward_as<S>(problem, static_cast<Sum<S>*>(state), static_cast<Sum<S>*>(workspace),
-                         stream);
+    auto* sums = static_cast<Sum<S>*>(state);
+    auto* partials = static_cast<Sum<S>*>(workspace);
+    if constexpr (sizeof(S) <= sizeof(float))
+      if (blocks_serve(problem)) return forward_in_blocks<S>(problem, sums, partials, stream);
+    return forward_as<S>(problem, sums, partials, stream);
   });
 }
 
 int64_t relu_linear_attention_backward_workspace(const ReluLinearAttentionProblem& problem) {
+  if (blocks_serve(problem)) return blocks_workspace(problem, true);
   int64_t most = 0;
   (void)for_each_source(problem, [&](const Heads& p, const AttentionSource&) -> Status {
     const int64_t elements =
@@ -295,8 +296,11 @@ Status relu_linear_attention_backward(const ReluLinearAttentionProblem& problem,
   if (!current.status().ok()) return current.status();
   return with_storage(problem.dtype, [&](auto storage) {
     using S = decltype(storage);
-    return backward_as<S>(problem, static_cast<const Sum<S>*>(state),
-                          static_cast<Sum<S>*>(workspace), stream);
+    const auto* sums = static_cast<const Sum<S>*>(state);
+    auto* partials = static_cast<Sum<S>*>(workspace);
+    if constexpr (sizeof(S) <= sizeof(float))
+      if (blocks_serve(problem)) return backward_in_blocks<S>(problem, sums, partials, stream);
+    return backward_as<S>(problem, sums, partials, stream);
   });
 }
 

@@ -27,15 +27,24 @@ import cuda_resources  # noqa: E402
 LAST = torch.channels_last_3d
 
 
-def test_index_arithmetic_for_every_small_shape(tmp_path: Path) -> None:
-    program = str(tmp_path / "cuda_index")
+def _run(program: str, folder: Path) -> str:
+    """Compiles a C++ program of tests/native, runs it, and returns what it printed."""
+    path = str(folder / program)
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", f"-I{emulation.CSRC / 'include'}"]
-    source = str(NATIVE / "cuda_index.cpp")
-    subprocess.run([*compiler, *flags, source, "-o", program], check=True)
-    answer = subprocess.run([program], check=False, capture_output=True, text=True)
+    source = str(NATIVE / f"{program}.cpp")
+    subprocess.run([*compiler, *flags, source, "-o", path], check=True)
+    answer = subprocess.run([path], check=False, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout
-    assert int(answer.stdout.split()[0]) > 100_000
+    return answer.stdout
+
+
+def test_index_arithmetic_for_every_small_shape(tmp_path: Path) -> None:
+    assert int(_run("cuda_index", tmp_path).split()[0]) > 100_000
+
+
+def test_emulation_notices_what_threads_share_without_a_barrier(tmp_path: Path) -> None:
+    _run("cuda_block", tmp_path)
 
 
 def test_no_kernel_spills_and_the_table_of_resources_is_kept() -> None:

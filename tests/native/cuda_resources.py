@@ -127,7 +127,7 @@ def _readable(symbol: str) -> str:
     """Returns a kernel's body, such as Forward<__half>, of its mangled name."""
     text = subprocess.run(["c++filt", symbol], check=True, capture_output=True, text=True).stdout
     text = re.sub(r"evit::cuda::|\(anonymous namespace\)::", "", text.strip())
-    match = re.search(r"run_body<(.*) ?>\(", text)
+    match = re.search(r"run_(?:body|blocks)<(.*) ?>\(", text)
     return (match[1] if match else text).strip()
 
 
