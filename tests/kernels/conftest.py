@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import emulation
+import placement
 import pytest
 import torch
 import torch.utils.deterministic
+from placement import Placement
 
 from evit_kernels import _native
 
@@ -39,18 +42,41 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "on_cpu(why): not repeated on GPUs, for a reason in words.")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tries every instruction set, and for operators that have them the CUDA kernels, emulated."""
+    """Tries every instruction set, and for operators that have them the CUDA kernels, emulated.
+
+    Where there is a GPU, every test of such an operator runs on it as well.
+    """
+    operator = next((o for o in emulation.OPERATORS if o in metafunc.module.__name__), None)
+    gpu: list[Placement] = []
+    if operator and metafunc.definition.get_closest_marker("on_cpu") is None:
+        gpu = placement.placements(operator)
     if "instruction_set" in metafunc.fixturenames:
-        names = list(INSTRUCTION_SETS)
-        if any(operator in metafunc.module.__name__ for operator in emulation.OPERATORS):
-            names.append(EMULATED)
-        metafunc.parametrize("instruction_set", names, indirect=True)
+        names = [*INSTRUCTION_SETS, *([EMULATED] if operator else []), *gpu]
+        metafunc.parametrize("instruction_set", names, indirect=True, ids=str)
+    elif gpu:
+        metafunc.fixturenames.append("place")
+        metafunc.parametrize("place", [None, *gpu], indirect=True, ids=lambda p: str(p or "cpu"))
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The CPU as ever, or a GPU, in use during the test."""
+    with placement.in_use(request.param) if request.param else nullcontext():
+        yield
 
 
 @pytest.fixture
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that was compiled in and runs here, in use during the test."""
+    """Every instruction set that was compiled in and runs here, and every GPU, in use meanwhile."""
+    if isinstance(request.param, Placement):
+        with placement.in_use(request.param):
+            yield str(request.param)
+        return
     if request.param == EMULATED:
         with emulation.in_use():
             yield EMULATED

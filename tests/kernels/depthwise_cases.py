@@ -68,7 +68,8 @@ class Case:
         generator = torch.Generator().manual_seed(seed)
 
         def randn(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
+            numbers = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+            return numbers.to(torch.get_default_device())
 
         t, h, w = self.size
         taps = self.kernel[0] * self.kernel[1] * self.kernel[2]

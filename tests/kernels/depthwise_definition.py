@@ -91,7 +91,7 @@ def _frames_and_size(case: Case) -> tuple[list[int | None], list[int]]:
 
 
 def _long(x: Tensor) -> _Array:
-    return x.detach().double().numpy().astype(np.longdouble)
+    return x.detach().double().cpu().numpy().astype(np.longdouble)
 
 
 def _double(x: _Array) -> Tensor:

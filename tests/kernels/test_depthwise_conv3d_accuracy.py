@@ -10,6 +10,7 @@ import torch
 from accuracy import BACKWARD, FORWARD, assert_accurate
 from depthwise_cases import ACTIVATIONS, Case
 from depthwise_definition import Definition
+from placement import randn
 from torch import Tensor
 
 # Sizes that fill whole vectors, cross the borders of blocks, and leave a remainder in every loop.
@@ -33,21 +34,20 @@ def _results(case: Case, dtype: torch.dtype, backend: str | None) -> list[Tensor
     """Output and gradients, computed in `dtype` from values that the case's dtype can hold."""
     leaves = [x.to(dtype).requires_grad_() for x in case.tensors() if x is not None]
     output = case.call(leaves[0], leaves[1], leaves[2] if case.bias else None, backend)
-    torch.manual_seed(1)
-    grad = torch.randn(output.shape, dtype=torch.float64).to(case.dtype).to(dtype)
+    grad = randn(*output.shape, seed=1).to(case.dtype).to(dtype)
     return [output, *torch.autograd.grad(output, leaves, grad)]
 
 
 @cache  # PyTorch's half precision is slow, and the same for every instruction set of ours
-def _pytorch(case: Case) -> tuple[list[Tensor], list[Tensor]]:
-    """PyTorch's results in the case's dtype, and exact ones."""
+def _pytorch(case: Case, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+    """PyTorch's results in the case's dtype, and exact ones, on the default device: `device`."""
     results = _results(case, case.dtype, "reference"), _results(case, torch.float64, "reference")
     return tuple([x.detach() for x in tensors] for tensors in results)
 
 
 def _assert_case(case: Case) -> None:
     ours = _results(case, case.dtype, "native")
-    theirs, exact = _pytorch(case)
+    theirs, exact = _pytorch(case, torch.get_default_device())
     for our, their, true, name in zip(ours, theirs, exact, NAMES, strict=False):
         factor = FORWARD if name == "output" else BACKWARD
         assert_accurate(our, their, true, factor, name)
@@ -73,8 +73,7 @@ def test_float64_against_more_digits(case: Case, instruction_set: str) -> None:
     ours = _results(case, torch.float64, "native")
     theirs = _results(case, torch.float64, "reference")
     definition = Definition(case, *case.tensors())
-    torch.manual_seed(1)
-    grad = torch.randn(ours[0].shape, dtype=torch.float64)
+    grad = randn(*ours[0].shape, seed=1)
     exact = [definition.output(), *definition.gradients(grad)]
     for our, their, true, name in zip(ours, theirs, exact, NAMES, strict=True):
         assert_accurate(our, their, true, FORWARD if name == "output" else BACKWARD, name)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from evit_kernels import available_backends, backends, depthwise_conv3d
 
+pytestmark = pytest.mark.on_cpu("its tensors are made before a device is chosen")
+
 # Arguments of a call that is right; every error changes one of them.
 _GOOD: dict[str, Any] = {"stride": 1, "padding": 1, "dilation": 1}
 

@@ -68,6 +68,7 @@ class _Spy:
         return _native.core().depthwise_conv3d_backward(*arguments)
 
 
+@pytest.mark.on_cpu("the spy sits on the compiled core")
 @pytest.mark.parametrize("needed", [(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)])
 def test_no_gradient_that_nobody_asked_for(
     needed: tuple[int, ...], monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ import torch
 from accuracy import BACKWARD, FORWARD, assert_accurate
 from depthwise_cases import LAYOUTS, Case, cases, lay_out
 from hypothesis import example, given
+from placement import randn
 from torch import Tensor
 
 from evit_kernels import depthwise_conv3d
@@ -23,8 +24,7 @@ def _run(case: Case, dtype: torch.dtype, backend: str) -> dict[str, Tensor]:
     # Leaves are the views themselves, so that the operator meets their strides.
     leaves = {name: x.detach().requires_grad_() for name, x in leaves.items()}
     output = case.call(leaves["input"], leaves["weight"], leaves.get("bias"), backend)
-    torch.manual_seed(2)
-    grad = torch.randn(output.shape, dtype=torch.float64).to(case.dtype).to(dtype)
+    grad = randn(*output.shape, seed=2).to(case.dtype).to(dtype)
     grads = torch.autograd.grad(output, list(leaves.values()), grad)
     return {"output": output, **dict(zip(leaves, grads, strict=True))}
 

@@ -145,7 +145,7 @@ def test_exports_with_dynamic_batch_and_time(strict: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast_follows_pytorch(dtype: torch.dtype) -> None:
     x, weight, bias = (t.requires_grad_() for t in _tensors())
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast(x.device.type, dtype=dtype):
         output = depthwise_conv3d(x, weight, bias, padding=1, activation="hardswish")
         plain = torch.nn.functional.conv3d(x, weight, bias, padding=1, groups=8)
     assert output.dtype == plain.dtype == dtype
@@ -161,20 +161,21 @@ def test_autocast_follows_pytorch(dtype: torch.dtype) -> None:
 
 def test_autocast_joins_mixed_dtypes_and_leaves_float64_alone() -> None:
     x, weight, bias = _tensors()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16):
         mixed = depthwise_conv3d(x.bfloat16(), weight, bias.half(), padding=1)
         assert mixed.dtype == torch.bfloat16
         assert depthwise_conv3d(x.double(), weight.double(), padding=1).dtype == torch.float64
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=False):
         assert depthwise_conv3d(x, weight, bias, padding=1).dtype == torch.float32
 
 
 def test_autocast_inside_a_compiled_graph() -> None:
     torch.compiler.reset()
     x, weight, bias = _tensors()
+    kind = x.device.type
 
     def run() -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(kind, dtype=torch.bfloat16):
             return depthwise_conv3d(x, weight, bias, padding=1)
 
     assert torch.equal(torch.compile(run, fullgraph=True, backend="aot_eager")(), run())

@@ -163,6 +163,7 @@ def _lazy(elements: int) -> Tensor:
     return torch.frombuffer(mmap.mmap(-1, 2 * elements, flags=flags), dtype=torch.bfloat16)
 
 
+@pytest.mark.on_cpu("memory that costs nothing before it is written is the CPU's")
 @pytest.mark.parametrize("axis", [0, 2, 3, 4])
 def test_offsets_beyond_31_bits(axis: int) -> None:
     # A small view whose neighbours along one axis lie more than 2^31 elements apart. What an

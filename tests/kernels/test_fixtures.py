@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import placement
 import pytest
 import torch
 from accuracy import assert_accurate
 from depthwise_cases import LAYOUTS, lay_out
+from placement import Placement
+
+from evit_kernels import backends, depthwise_conv3d
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -47,3 +51,30 @@ def test_accuracy_is_measured_from_one_unit_in_the_last_place() -> None:
     # NaN is never accurate.
     with pytest.raises(AssertionError, match="error nan"):
         assert_accurate(rounded * float("nan"), rounded, exact[:4], 2.0, "lost")
+
+
+def test_a_placement_gives_its_device_and_its_backend_to_a_test() -> None:
+    x, weight = torch.randn(1, 4, 2, 3, 3), torch.randn(4, 1, 3, 3, 3)
+    place = Placement("cpu", "reference")
+    with placement.in_use(place):
+        assert torch.get_default_device() == torch.device("cpu")
+        assert not torch.backends.cudnn.allow_tf32
+        for asked in (None, "native"):
+            assert backends.select("depthwise_conv3d", asked, x) == "reference"
+        # To the compiler the choice is still a constant.
+        assert vars(backends._select)["_dynamo_marked_constant"]
+        depthwise_conv3d(x, weight, padding=1, backend="native")
+    assert backends.select("depthwise_conv3d", "native", x) == "native"
+    with placement.in_use(Placement("meta", "reference")):
+        assert torch.ones(3).is_meta
+        assert placement.randn(2, 3, seed=1).is_meta
+    assert torch.equal(placement.randn(2, 3, seed=1), placement.randn(2, 3, seed=1))
+
+
+def test_operators_are_placed_on_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert placement.placements("depthwise_conv3d", "cpu") == [Placement("cpu", "native")]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert placement.placements("depthwise_conv3d") == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(placement, "available_backends", lambda *_: ("reference", "triton"))
+    assert [str(p) for p in placement.placements("depthwise_conv3d")] == ["cuda-triton"]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from accuracy import BACKWARD, FORWARD, assert_accurate
+from placement import randn
 from torch import Tensor
 
 from evit_kernels import relu_linear_attention, relu_linear_attention_qkv
@@ -18,7 +19,7 @@ def results(call: Callable[..., Tensor], inputs: list[Tensor], seed: int = 5) ->
     """The output, then the gradient of every input."""
     leaves = [x.detach().requires_grad_() for x in inputs]
     output = call(*leaves)
-    noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(seed)).to(output)
+    noise = randn(*output.shape, seed=seed).to(output)
     return [output, *torch.autograd.grad(output, leaves, noise)]
 
 
