@@ -7,12 +7,26 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import nn
 
-from evit_kernels import backends
+from evit_kernels import available_backends, backends
+from evit_kernels.nn import BatchNormAct3d, DepthwiseConv3d, PointwiseConv3d
+from evit_models.blocks import LiteMLA
 from evit_models.checkpoints import build_pretrained
 from evit_models.efficientvit3d import VARIANTS, EfficientViT3D
 from evit_models.inflate import check_inflation
+from evit_models.layers import DenseConv3d, GroupedPointwiseConv3d
+
+# Which operator a module calls.
+_CALLS: dict[type[nn.Module], str] = {
+    DepthwiseConv3d: "depthwise_conv3d",
+    PointwiseConv3d: "pointwise_conv3d",
+    GroupedPointwiseConv3d: "pointwise_conv3d",
+    BatchNormAct3d: "batch_norm_activation",
+    DenseConv3d: "dense_conv3d",
+    LiteMLA: "relu_linear_attention",
+}
 
 
 def list_models(filter: str = "") -> list[str]:
@@ -91,6 +105,23 @@ def set_backend(model: nn.Module, backend: str | None) -> None:
     for module in model.modules():
         if hasattr(module, "backend"):
             module.backend = backend  # type: ignore[assignment]
+
+
+def prefer_backend(model: nn.Module, backend: str, device: str | torch.device) -> list[str]:
+    """Sets a backend for the operators that it serves on a device; the others choose by themselves.
+
+    Returns the names of the operators that it serves inside the model, none perhaps. On GPUs no
+    backend but the reference serves all of them.
+    """
+    _check_backend(backend)
+    served = {name: backend in available_backends(device, name) for name in backends.OPERATORS}
+    found = []
+    for module in model.modules():
+        operator = _CALLS.get(type(module))
+        if operator is not None:
+            module.backend = backend if served[operator] else None  # type: ignore[assignment]
+            found.append(operator)
+    return [name for name in dict.fromkeys(found) if served[name]]
 
 
 def _check_backend(backend: str | None) -> None:

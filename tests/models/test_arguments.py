@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evit_models import create_model, set_backend
+from evit_kernels import backends
+from evit_models import create_model, registry, set_backend
+from evit_models.registry import prefer_backend
 
 B0 = "efficientvit3d_b0"
 
@@ -83,3 +85,22 @@ def test_set_backend(model):
 def test_reset_classifier(model):
     with pytest.raises(ValueError, match="num_classes must be at least 0"):
         model.reset_classifier(-3)
+
+
+def test_a_preferred_backend_serves_where_it_can(model, monkeypatch):
+    with pytest.raises(ValueError, match="backend must be None or one of"):
+        prefer_backend(model, "fast", "cpu")
+    modules = [m for m in model.modules() if hasattr(m, "backend")]
+    everything = prefer_backend(model, "native", "cpu")
+    assert sorted(everything) == sorted(backends.OPERATORS)
+    assert all(m.backend == "native" for m in modules)
+    # As on a GPU, where native kernels serve two operators.
+    monkeypatch.setattr(
+        registry,
+        "available_backends",
+        lambda device, name: ("native",) if name in backends.CUDA_OPERATORS else ("reference",),
+    )
+    assert sorted(prefer_backend(model, "native", "cuda")) == sorted(backends.CUDA_OPERATORS)
+    chosen = {type(m).__name__ for m in modules if m.backend == "native"}
+    assert chosen == {"DepthwiseConv3d", "LiteMLA"}
+    assert all(m.backend in ("native", None) for m in modules)
