@@ -28,12 +28,22 @@ on_every_device = pytest.mark.parametrize(
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_automatic_choice_agrees_with_float64(call: Call, device: str, dtype: torch.dtype) -> None:
-    leaves = call.leaves(device, dtype)
+    _assert_exact(call, Placement(device, "automatic"), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@on_every_device
+def test_backend_agrees_with_float64(call: Call, place: Placement, dtype: torch.dtype) -> None:
+    _assert_exact(call, place, dtype)
+
+
+def _assert_exact(call: Call, place: Placement, dtype: torch.dtype) -> None:
+    leaves = call.leaves(place.device, dtype)
     exact = call.results([x.detach().cpu().double().requires_grad_() for x in leaves], "reference")
     with gpu.full_digits():
-        ours = call.results(leaves, None)
+        ours = call.results(leaves, None if place.backend == "automatic" else place.backend)
     for result, true in zip(ours, exact, strict=True):
-        assert result.device.type == device
+        assert result.device.type == torch.device(place.device).type
         assert result.dtype == dtype
         error = (result.cpu().double() - true).norm() / true.norm()
         units = 100 if dtype == torch.float32 else 8  # libraries may add in ways of their own
