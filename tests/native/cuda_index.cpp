@@ -172,6 +172,47 @@ void check_attention() {
   expect(int64_t(everywhere.size()) == entries_of(all), "entries left out", none);
 }
 
+// Chunks cover every token of every head once, and every head is found in its source.
+void check_chunks() {
+  float memory[2] = {};
+  AttentionSource sources[3] = {};
+  for (int64_t s = 0; s < 3; ++s) {
+    sources[s].heads = s + 1;
+    sources[s].k = {memory, 100000000, 10000000 * (s + 1), 1};
+  }
+  Role keys = {};
+  for (int s = 0; s < 3; ++s) keys.views[s] = sources[s].k;
+  Window none = {};
+  for (int64_t count = 1; count <= 3; ++count)
+    for (int64_t batch : {1, 2, 70})
+      for (int64_t tokens = 1; tokens <= 60000; tokens += tokens < 700 ? 7 : 4999) {
+        none.in[0] = tokens;
+        const ReluLinearAttentionProblem problem = {DType::kFloat32, 1,      batch, tokens, 16, 0,
+                                                    count,           sources};
+        const Chunks p(problem);
+        expect(p.heads == count * (count + 1) / 2, "heads left out", none);
+        expect(p.size % kChunkMultiple == 0, "a chunk that is no multiple", none);
+        std::vector<int64_t> reached(batch * p.heads, 0);
+        for (int64_t i = 0; i < p.blocks(); ++i) {
+          const Chunk at = chunk_at(p, i);
+          const int64_t chunk = at.first / p.size;
+          expect(block_of(p, at.batch, chunk, at.head) == i, "a block elsewhere", none);
+          int64_t& token = reached[at.batch * p.heads + at.head];
+          expect(at.first == token && at.end > token && at.end <= tokens, "a gap", none);
+          token = at.end;
+          const int64_t source = at.head < 1 ? 0 : at.head < 3 ? 1 : 2;
+          const int64_t within = at.head - source * (source + 1) / 2;
+          const auto found = tokens_of<float>(p, keys, at);
+          const int64_t wanted = at.batch * 100000000 + within * 10000000 * (source + 1);
+          const int64_t offset =
+              (reinterpret_cast<intptr_t>(found.data) - reinterpret_cast<intptr_t>(memory)) /
+              int64_t{sizeof(float)};
+          expect(offset == wanted && is_wanted(p, keys, at), "a head elsewhere", none);
+        }
+        for (int64_t token : reached) expect(token == tokens, "tokens left out", none);
+      }
+}
+
 void check_grids() {
   Window none = {};
   const int64_t most = kMaxBlocks * kBlockThreads;
@@ -192,6 +233,7 @@ int main() {
   check_strips();
   check_splits();
   check_attention();
+  check_chunks();
   check_grids();
   std::printf("%ld checks\n", long(checks));
   return 0;
