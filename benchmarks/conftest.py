@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import gpu_options
 import pytest
 import torch
+from device import facts_of
+from gpu_cases import Case
+from gpu_options import GPU_OPTIONS, GpuRun
 
 from evit_kernels import _native
 
@@ -18,6 +23,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--quick", action="store_true", help="One round, to see that every benchmark still works."
     )
+    gpu_options.add_options(group)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[GPU_OPTIONS] = gpu_options.options_of(config)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Benchmarks of GPUs are there where a GPU is."""
+    of_gpus = collection_path.name.startswith(gpu_options.FILES)
+    return True if of_gpus and gpu_options.reason_for_none(config.stash[GPU_OPTIONS]) else None
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    options = config.stash[GPU_OPTIONS]
+    reason = gpu_options.reason_for_none(options)
+    if reason:
+        return f"evit: no benchmarks of GPUs: {reason}"
+    return f"evit: benchmarks of GPUs on {options.device}, {options.shapes} shapes"
+
+
+def pytest_report_collectionfinish(items: list[Any]) -> str | None:
+    return gpu_options.estimate(items)
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +58,22 @@ def rounds(request: pytest.FixtureRequest) -> int:
 def quick(request: pytest.FixtureRequest) -> bool:
     """Whether this run only shows that the benchmarks work."""
     return bool(request.config.getoption("--quick"))
+
+
+@pytest.fixture(scope="session")
+def gpu_run(pytestconfig: pytest.Config, rounds: int) -> GpuRun:
+    """Where benchmarks of GPUs run, and for how long."""
+    options = pytestconfig.stash[GPU_OPTIONS]
+    return GpuRun(torch.device(options.device), rounds, options)
+
+
+@pytest.fixture(scope="module")
+def case(request: pytest.FixtureRequest) -> Case:
+    """One case of a benchmark of GPUs; memory of the one before is given back."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    case: Case = request.param
+    return case
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,6 +95,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
         evit_instruction_set=core.instruction_set() if core else None,
         system=platform.system(),
         machine=platform.machine(),
+        **_gpu(config),
     )
     cpu = machine_info.get("cpu")
     if isinstance(cpu, dict):
@@ -63,6 +108,11 @@ def pytest_benchmark_update_json(config: Any, benchmarks: Any, output_json: dict
     for entry in output_json["benchmarks"]:
         entry.pop("params")
         entry["stats"]["data"] = [float(f"{x:.7g}") for x in entry["stats"]["data"]]
+
+
+def _gpu(config: Any) -> dict[str, Any]:
+    options = config.stash[GPU_OPTIONS]
+    return {} if gpu_options.reason_for_none(options) else facts_of(torch.device(options.device))
 
 
 def _onednn_version() -> str:

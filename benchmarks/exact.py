@@ -27,7 +27,7 @@ def check(
     truths = _several(exact)
     for peer, call in calls.items():
         # Only ours: a compiled peer is another program under this switch.
-        with poisoned_memory() if peer == OURS else nullcontext():
+        with poisoned_memory() if peer.startswith(OURS) else nullcontext():
             results = _several(call())
         for position, (result, truth) in enumerate(zip(results, truths, strict=True)):
             label = f"{what}, {peer}, result {position}"

@@ -77,13 +77,15 @@ class LiteMLA(nn.Module):
         return out
 
 
-def linear_attention(qkv: Tensor, head_dim: int, eps: float = 1e-15) -> Tensor:
+def linear_attention(
+    qkv: Tensor, head_dim: int, eps: float = 1e-15, wide: torch.dtype = torch.float32
+) -> Tensor:
     """The eager float32 chain of the original: pad v with ones, two products, one division.
 
     (B, heads * 3 * head_dim, T, H, W) to (B, heads * head_dim, T, H, W).
     """
     batch, _, *space = qkv.shape
-    heads = qkv.float().reshape(batch, -1, 3 * head_dim, space[0] * space[1] * space[2])
+    heads = qkv.to(wide).reshape(batch, -1, 3 * head_dim, space[0] * space[1] * space[2])
     q, k, v = heads.split(head_dim, dim=2)
     q, k = F.relu(q), F.relu(k)
     v = F.pad(v, (0, 0, 0, 1), value=1.0)

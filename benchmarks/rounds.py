@@ -16,12 +16,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from evit_models.cli.timing import paired_rounds
+from evit_models.cli.timing import Clock, paired_rounds
 
 OURS = "ours"
 NCDHW = "PyTorch NCDHW"
 CHANNELS_LAST = "PyTorch channels_last_3d"
 COMPILED = "torch.compile"
+AUTOTUNED = "torch.compile max-autotune"
+OURS_NCDHW, OURS_TRITON = "ours NCDHW", "ours Triton"
+FLOOR = "copy"
 PYTORCH = (NCDHW, CHANNELS_LAST)
 LAYOUTS = {NCDHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last_3d}
 
@@ -79,21 +82,30 @@ class Group:
         self.seconds = seconds
         self.absent = absent or {}
         self.extra = extra or {}
+        self.facts: Mapping[str, Any] = {}
 
     def report(self, benchmark: Any, peer: str) -> None:
         """Gives one peer's rounds to the `benchmark` fixture; skips with the reason when absent."""
         if peer in self.absent:
             pytest.skip(f"{peer}: {self.absent[peer]}")
         benchmark.group = f"{self.row}: {self.case}"
-        benchmark.extra_info.update(row=self.row, case=self.case, peer=peer)
+        benchmark.extra_info.update(row=self.row, case=self.case, peer=peer, **self.facts)
         benchmark.extra_info.update(self.extra.get(peer, {}))
         _CLOCK.play(benchmark, self.seconds[peer])
 
 
-def measure(row: str, case: str, calls: Mapping[str, Peer], rounds: int) -> Group:
-    """Runs every peer that is there once in every round."""
+def measure(
+    row: str,
+    case: str,
+    calls: Mapping[str, Peer],
+    rounds: int,
+    device: torch.device | None = None,
+    clock: Clock | None = None,
+) -> Group:
+    """Runs every peer that is there once in every round, by default by the clock on the wall."""
     present = {name: call for name, call in calls.items() if not isinstance(call, str)}
-    timings = paired_rounds(present, rounds, torch.device("cpu"))
+    device = device or torch.device("cpu")
+    timings = paired_rounds(present, rounds, device, clock=clock)
     return Group(
         row,
         case,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,9 +33,28 @@ class DepthwiseShape:
         """The padding that keeps the size at stride 1."""
         return self.kernel[0] // 2, self.kernel[1] // 2, self.kernel[2] // 2
 
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The size of the result."""
+        space = zip(self.input[2:], self.kernel, self.stride, self.padding, strict=True)
+        return *self.input[:2], *((n + 2 * p - k) // s + 1 for n, k, s, p in space)
+
     def __str__(self) -> str:
         size = "x".join(map(str, self.input[1:]))
         return f"{size}-k{_short(self.kernel)}-s{_short(self.stride)}"
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Attention over packed projections: sizes (B, C, T, H, W) of its sources, width of a head."""
+
+    sources: tuple[tuple[int, ...], ...]
+    head_dim: int
+
+    def __str__(self) -> str:
+        _, _, *space = self.sources[0]
+        channels = "+".join(str(source[1]) for source in self.sources)
+        return f"{channels}x{'x'.join(map(str, space))}-d{self.head_dim}"
 
 
 def depthwise_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[DepthwiseShape]:
@@ -42,24 +62,38 @@ def depthwise_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[D
 
     Nothing is computed: the model runs on tensors that have shapes but no memory.
     """
-    network = create_model(model, backend="native").eval()
-    calls = _DepthwiseCalls()
-    with FakeTensorMode(), torch.no_grad():
-        state = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in _tensors(network)}
-        with calls:
-            functional_call(network, state, (torch.empty(clip),))
-    shapes = list(dict.fromkeys(calls.shapes))
+    shapes = list(dict.fromkeys(_calls(model, clip).depthwise))
     if not shapes:
         raise RuntimeError(f"{model} called no depthwise convolution of evit_kernels")
     return shapes
 
 
-class _DepthwiseCalls(TorchDispatchMode):
-    """Writes down the arguments of every call of evit::depthwise_conv3d."""
+def attention_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[AttentionShape]:
+    """Every attention that a forward pass calls, each shape once, in order; nothing is computed."""
+    shapes = list(dict.fromkeys(_calls(model, clip).attention))
+    if not shapes:
+        raise RuntimeError(f"{model} called no attention of evit_kernels")
+    return shapes
+
+
+@cache
+def _calls(model: str, clip: tuple[int, ...]) -> _OperatorCalls:
+    network = create_model(model, backend="native").eval()
+    calls = _OperatorCalls()
+    with FakeTensorMode(), torch.no_grad():
+        state = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in _tensors(network)}
+        with calls:
+            functional_call(network, state, (torch.empty(clip),))
+    return calls
+
+
+class _OperatorCalls(TorchDispatchMode):
+    """Writes down the arguments of depthwise convolutions and attentions."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.shapes: list[DepthwiseShape] = []
+        self.depthwise: list[DepthwiseShape] = []
+        self.attention: list[AttentionShape] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -69,7 +103,10 @@ class _DepthwiseCalls(TorchDispatchMode):
             shape = DepthwiseShape(tuple(input.shape), tuple(weight.shape[2:]), tuple(stride))
             if shape.padding != tuple(padding):
                 raise RuntimeError(f"{shape} is padded by {tuple(padding)}, not by {shape.padding}")
-            self.shapes.append(shape)
+            self.depthwise.append(shape)
+        if func is torch.ops.evit.relu_linear_attention_qkv.default:
+            sources, head_dim = args[:2]
+            self.attention.append(AttentionShape(tuple(tuple(x.shape) for x in sources), head_dim))
         return func(*args, **(kwargs or {}))
 
 

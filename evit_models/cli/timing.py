@@ -7,11 +7,39 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-# A measurement shorter than this is mostly the clock and the scheduler, so calls are repeated.
-_SHORTEST = 0.005
+
+class Clock(Protocol):
+    """How calls are timed."""
+
+    @property
+    def shortest(self) -> float:
+        """Seconds. A measurement shorter than this is mostly the clock, so calls are repeated."""
+        ...
+
+    def time(self, call: Callable[[], object], repeats: int) -> float:
+        """Seconds per call, of several in a row."""
+        ...
+
+
+@dataclass(frozen=True)
+class WallClock:
+    """What whoever calls waits for, until the device has finished."""
+
+    device: torch.device
+    shortest: float = 0.005
+
+    def time(self, call: Callable[[], object], repeats: int) -> float:
+        """Seconds per call, of several in a row."""
+        _finish(self.device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        _finish(self.device)
+        return (time.perf_counter() - start) / repeats
 
 
 @dataclass(frozen=True)
@@ -36,10 +64,15 @@ def paired_rounds(
     rounds: int,
     device: torch.device,
     *,
+    clock: Clock | None = None,
     after_round: Callable[[], object] = lambda: None,
 ) -> dict[str, Timing]:
-    """Time every call once per round, in an order that rotates, after two unmeasured calls each."""
-    repeats = {name: _warm_up(call, device) for name, call in calls.items()}
+    """Time every call once per round, in an order that rotates, after two unmeasured calls each.
+
+    The clock is by default the one on the wall.
+    """
+    clock = clock or WallClock(device)
+    repeats = {name: _warm_up(call, clock) for name, call in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     gc.collect()
@@ -47,27 +80,18 @@ def paired_rounds(
     try:
         for number in range(rounds):
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                seconds[name].append(_time(calls[name], repeats[name], device))
+                seconds[name].append(clock.time(calls[name], repeats[name]))
             after_round()
     finally:
         gc.enable()
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def _warm_up(call: Callable[[], object], device: torch.device) -> int:
+def _warm_up(call: Callable[[], object], clock: Clock) -> int:
     """Run twice; how often to repeat the call so that one measurement is long enough."""
     call()
-    taken = _time(call, 1, device)
-    return max(1, round(_SHORTEST / max(taken, 1e-7)))
-
-
-def _time(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    _finish(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    _finish(device)
-    return (time.perf_counter() - start) / repeats
+    taken = clock.time(call, 1)
+    return max(1, round(clock.shortest / max(taken, 1e-7)))
 
 
 def _finish(device: torch.device) -> None:
