@@ -58,8 +58,9 @@ class Case:
 def depthwise_cases(selection: str) -> list[Case]:
     """Cases of depthwise convolution; few are the larger ones of every kind, in bfloat16."""
     if selection == "tiny":
-        shape = DepthwiseShape((1, 8, 3, 6, 6), (3, 3, 3), (1, 1, 1))
-        return [Case("b1", 0, n, d, _with_batch(shape, n)) for n, d in _settings("tiny")]
+        tiny = [DepthwiseShape((1, 8, 4, 6, 6), k, (1, 1, 1)) for k in ((3, 3, 3), K5)]
+        settings = product(_settings("tiny"), tiny)
+        return [Case("b1", 0, n, d, _with_batch(shape, n)) for (n, d), shape in settings]
     cases = [
         Case(name, _stage(clip[-1], shape), batch, dtype, _with_batch(shape, batch))
         for (batch, dtype), (name, (model, clip)) in product(_settings("all"), MODELS.items())
@@ -82,8 +83,8 @@ def depthwise_cases(selection: str) -> list[Case]:
 def attention_cases(selection: str) -> list[Case]:
     """Cases of attention; few are the larger ones, in bfloat16."""
     if selection == "tiny":
-        tiny = AttentionShape(((1, 48, 2, 3, 3), (1, 48, 2, 3, 3)), 16)
-        return [Case("b1", 3, n, d, _with_batch(tiny, n)) for n, d in _settings("tiny")]
+        scales = AttentionShape(((1, 48, 2, 3, 3), (1, 48, 2, 3, 3)), 16)
+        return [Case("b1", 3, n, d, _with_batch(scales, n)) for n, d in _settings("tiny")]
     cases = [
         Case(name, 3 + number, batch, dtype, _with_batch(shape, batch))
         for (batch, dtype), (name, (model, clip)) in product(_settings("all"), MODELS.items())
@@ -97,7 +98,7 @@ def attention_cases(selection: str) -> list[Case]:
 
 def _settings(selection: str) -> list[tuple[int, str]]:
     if selection == "tiny":
-        return [(2, "bfloat16"), (1, "float32")]
+        return [(64, "bfloat16"), (1, "float32")]
     return [(batch, dtype) for dtype in DTYPES for batch in BATCHES]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from rounds import (
     OURS_NCDHW,
     OURS_TRITON,
     Group,
+    Peer,
     gradients,
     inference,
     measure,
@@ -108,25 +110,62 @@ def operator_group(
     try:
         with fair():
             tensors = _Tensors(numbers, wanted, copies_for(nbytes, device))
-            calls: dict[str, Callable[[], Any]] = {}
+            makers: dict[str, Callable[[], Callable[[], Any]]] = {}
             for name in names:
                 if name == FLOOR:
-                    calls[name] = copy_floor(nbytes, device)
+                    makers[name] = partial(copy_floor, nbytes, device)
                 elif name in _BACKENDS:
-                    calls[name] = tensors.calls(ours(_BACKENDS[name]), layout_of(name))
+                    function = ours(_BACKENDS[name])
+                    makers[name] = partial(tensors.calls, function, layout_of(name))
                 elif name in (COMPILED, AUTOTUNED):
                     function = compiled(theirs, name, device)
-                    calls[name] = tensors.calls(function, layout_of(name))
+                    makers[name] = partial(tensors.calls, function, layout_of(name))
                 else:
-                    calls[name] = tensors.calls(theirs, layout_of(name))
-            # The first call of every rotation.
-            tried = {name: call for name, call in calls.items() if name != FLOOR}
-            check(tried, tensors.exact(theirs), TOLERANCES[case.dtype], f"{row}: {case}")
+                    makers[name] = partial(tensors.calls, theirs, layout_of(name))
+            calls = checked(
+                makers, partial(tensors.exact, theirs), TOLERANCES[case.dtype], f"{row}: {case}"
+            )
             group = measure(row, str(case), calls, rounds, device, clock_of(device))
     except torch.cuda.OutOfMemoryError as error:
         pytest.skip(f"{row}, {case}: does not fit into the GPU's memory: {str(error)[:100]}")
     group.facts = {**case.facts, "bytes": nbytes, **(facts or {})}
     return group
+
+
+def checked(
+    makers: Mapping[str, Callable[[], Callable[[], Any]]],
+    exact: Callable[[], Any],
+    tolerance: float,
+    what: str,
+) -> dict[str, Peer]:
+    """Makes the calls of peers, and compares the first of each with float64."""
+    truth = cache(exact)
+
+    def make(name: str) -> Callable[[], Any]:
+        call = makers[name]()
+        if name != FLOOR:
+            check({name: call}, truth(), tolerance, what)
+        return call
+
+    return attempted({name: partial(make, name) for name in makers})
+
+
+def attempted(makers: Mapping[str, Callable[[], Callable[[], Any]]]) -> dict[str, Peer]:
+    """Makes the calls of peers. Where one of ours fails, so does the benchmark.
+
+    Another that cannot do the work, or not accurately, is absent for that reason.
+    """
+    calls: dict[str, Peer] = {}
+    for name, make in makers.items():
+        try:
+            calls[name] = make()
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if name.startswith(OURS):
+                raise
+            calls[name] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return calls
 
 
 class _Tensors:

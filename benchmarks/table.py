@@ -6,33 +6,44 @@
     python -m benchmarks.table --check                   fails unless README.md shows just that
 
 A ratio is the median over rounds of the ratio within a round; over several shapes, the geometric
-mean of those. Needs nothing but Python.
+mean of those. Needs nothing but Python. Results of GPUs become a second table (gpu_table.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+# Also where this runs as `python -m benchmarks.table`.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import gpu_table
+from readings import (
+    COMPILED,
+    GPU,
+    LAST,
+    NCDHW,
+    OURS,
+    ROOT,
+    Cases,
+    Results,
+    Rounds,
+    all_results,
+    collect,
+    markdown,
+    paired_ratio,
+    read,
+    rows_of,
+)
+
 README = ROOT / "README.md"
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 NOT_YET = "Not measured yet."
-
-# As rounds.py names them.
-OURS, NCDHW, LAST, COMPILED = "ours", "PyTorch NCDHW", "PyTorch channels_last_3d", "torch.compile"
 LAYOUTS = (NCDHW, LAST)
-
-Rounds = dict[str, list[float]]  # per peer one number a round
-Cases = dict[str, Rounds]
-Results = dict[str, Cases]
 
 
 class Row(NamedTuple):
@@ -118,31 +129,37 @@ def main() -> int:
     if arguments.details:
         print(details(read(path)) if path else NOT_YET)
         return 0
+    if path and all(row.startswith(GPU) for row in rows_of(read(path))):
+        print(gpu_table.table([(path, read(path))]))
+        return 0
     block = table(path) if path else NOT_YET
+    on_gpu = gpu_table.newest(all_results())
+    gpu_block = gpu_table.table(on_gpu) if on_gpu else None
+    text = README.read_text(encoding="utf-8")
+    shown = gpu_table.replaced(replaced(text, block), gpu_block, after=END)
     if arguments.write:
-        README.write_text(replaced(README.read_text(encoding="utf-8"), block), encoding="utf-8")
+        README.write_text(shown, encoding="utf-8")
     elif arguments.check:
-        text = README.read_text(encoding="utf-8")
-        if replaced(text, block) != text:
+        if shown != text:
             print(
                 "README.md does not show the newest results: run python -m benchmarks.table --write"
             )
             return 1
-        print(f"README.md shows {path.name if path else 'that nothing was measured yet'}.")
+        names = [p.name for p in [path, *(p for p, _ in on_gpu)] if p]
+        print(f"README.md shows {', '.join(names) or 'that nothing was measured yet'}.")
     else:
-        print(block)
+        print("\n\n".join(filter(None, (block, gpu_block))))
     return 0
 
 
 def newest() -> Path | None:
-    """The committed result that was measured last."""
-    return max(RESULTS.glob("*.json"), key=lambda path: read(path)["datetime"], default=None)
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The JSON of a run."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    """The committed result of a CPU that was measured last."""
+    paths = [
+        path
+        for path, content in all_results()
+        if any(row and not row.startswith(GPU) for row in rows_of(content))
+    ]
+    return paths[-1] if paths else None
 
 
 def table(path: Path) -> str:
@@ -162,21 +179,8 @@ def table(path: Path) -> str:
     ]
     head = ("what", "against", "at least", "measured", "lowest to highest case")
     return "\n\n".join(
-        [_conditions(content, path), _markdown(head, rows), _times(results), _explanation()]
+        [_conditions(content, path), markdown(head, rows), _times(results), _explanation()]
     )
-
-
-def collect(content: dict[str, Any], what: str) -> Results:
-    """Per row, case and peer one number a round: "seconds" or another list that was recorded."""
-    results: Results = {}
-    for entry in content["benchmarks"]:
-        info = entry["extra_info"]
-        if "row" not in info:
-            continue
-        values = entry["stats"]["data"] if what == "seconds" else info.get(what)
-        if values:
-            results.setdefault(info["row"], {}).setdefault(info["case"], {})[info["peer"]] = values
-    return results
 
 
 def compare(row: Row, cases: Cases) -> list[Line]:
@@ -202,11 +206,6 @@ def doublings(row: Row, cases: Cases) -> list[Line]:
     return [Line(row, ratios, {})] if ratios else []
 
 
-def paired_ratio(above: list[float], below: list[float]) -> float:
-    """The median of the ratios within rounds."""
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
-
-
 def replaced(text: str, block: str) -> str:
     """The README with the block between its markers."""
     before, begin, rest = text.partition(BEGIN)
@@ -222,7 +221,7 @@ def details(content: dict[str, Any]) -> str:
     for row, cases in collect(content, "seconds").items():
         peers = list(dict.fromkeys(peer for rounds in cases.values() for peer in rounds))
         rows = [(case, *(_cell(rounds, peer) for peer in peers)) for case, rounds in cases.items()]
-        blocks.append(f"### {row}\n\n" + _markdown(("case", *peers), rows))
+        blocks.append(f"### {row}\n\n" + markdown(("case", *peers), rows))
     return "\n\n".join(blocks)
 
 
@@ -275,7 +274,7 @@ def _times(results: Results) -> str:
                 (name, peer, f"{1e3 * statistics.median(times):.1f}")
                 for peer, times in rounds.items()
             ]
-    return _markdown(("b1, one clip of 16x224x224", "by", "ms, median"), rows)
+    return markdown(("b1, one clip of 16x224x224", "by", "ms, median"), rows)
 
 
 def _conditions(content: dict[str, Any], path: Path) -> str:
@@ -296,12 +295,6 @@ def _explanation() -> str:
         "and the geometric mean of those over shapes. The better layout is chosen for each shape. "
         "PyTorch runs eagerly unless another is named."
     )
-
-
-def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    line: Callable[[Iterable[str]], str] = lambda cells: f"| {' | '.join(cells)} |"  # noqa: E731
-    names = tuple(head)
-    return "\n".join([line(names), line("---" for _ in names), *(line(row) for row in rows)])
 
 
 if __name__ == "__main__":
