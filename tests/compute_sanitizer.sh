@@ -35,7 +35,7 @@ status=0
 for tool in memcheck racecheck; do
   echo "=== $tool"
   "$sanitizer" --tool "$tool" --error-exitcode 1 --launch-timeout 0 --target-processes all \
-    python -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q "$@" ||
+    "$(command -v pytest)" -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q "$@" ||
     status=1
 done
 exit "$status"

@@ -238,7 +238,7 @@ def test_there_are_fused_kernels_for_this_gpu() -> None:
     served = {call.operator for call, place in fused_calls() if gpu.is_gpu(place.device)}
     lacking = sorted({call.operator for call, _ in fused_calls()} - served)
     if lacking:
-        pytest.skip(f"no fused kernels of {lacking} here: python -m evit_kernels cuda says why")
+        pytest.skip(f"no fused kernels of {lacking} here: python -m evit_kernels says why")
 
 
 def _with_gradients(
