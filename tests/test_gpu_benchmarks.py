@@ -23,19 +23,21 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs pytest from a folder without sources: ``-m`` would find the bare ones before those
+    that are installed with their kernels."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--benchmark-only"]
     return subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=500
+        [*command, *arguments], capture_output=True, text=True, cwd=ROOT / "tests", timeout=500
     )
 
 
 def test_without_a_gpu_there_are_no_benchmarks_of_one() -> None:
     if torch.cuda.is_available():
         pytest.skip("torch sees a CUDA device")
-    listed = _pytest("benchmarks", "--collect-only", "-q")
+    listed = _pytest(str(BENCHMARKS), "--collect-only", "-q")
     assert "bench_gpu" not in listed.stdout
     assert "bench_models" in listed.stdout
-    header = _pytest("benchmarks/bench_memory.py", "--collect-only").stdout
+    header = _pytest(str(BENCHMARKS / "bench_memory.py"), "--collect-only").stdout
     assert "no benchmarks of GPUs: torch sees no CUDA device" in header
 
 
