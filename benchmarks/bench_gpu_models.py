@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from device import captured, peak_bytes
 from exact import check
 from gpu_options import GPU_OPTIONS, GpuRun
 from gpu_peers import attempted, checked, compiled, fair, layout_of, peers_of
@@ -34,6 +33,7 @@ from shapes import CLIP, MODEL
 from torch import Tensor, nn
 
 from evit_models import create_model
+from evit_models.cli.cuda import captured, peak_bytes
 from evit_models.registry import prefer_backend
 
 DTYPE = torch.bfloat16

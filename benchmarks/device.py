@@ -100,40 +100,6 @@ def copy_floor(nbytes: int, device: torch.device) -> Callable[[], object]:
     return Rotation([copy(*pair) for pair in pairs])
 
 
-def captured(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    """Replays a call from a CUDA graph; on a CPU, the call itself."""
-    if device.type != "cuda":
-        return call
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay() -> object:
-        graph.replay()
-        return result
-
-    return replay
-
-
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes that a call has in use at most beyond those in use before; None on a CPU."""
-    if device.type != "cuda":
-        call()
-        return None
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    call()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def facts_of(device: torch.device) -> dict[str, Any]:
     """What a result has to tell about the GPU and the software around it; nothing on a CPU."""
     if device.type != "cuda":

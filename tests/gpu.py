@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from evit_models.cli import cuda
+
 # Long enough that a kernel on another stream would start, and end, in the meantime.
 SLEEP_CYCLES = 100_000_000
 WARM_UPS = 3
@@ -75,15 +77,7 @@ def synchronisation_forbidden(device: str) -> Iterator[None]:
 
 def peak_bytes(call: Callable[[], Any], device: str) -> int:
     """Bytes that a call has in use at most, beyond those before it; 0 on a CPU."""
-    if not is_gpu(device):
-        call()
-        return 0
-    torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    call()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+    return cuda.peak_bytes(call, torch.device(device)) or 0
 
 
 def free_bytes(device: str) -> int | None:

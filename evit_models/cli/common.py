@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -87,17 +87,27 @@ def check_model_name(name: str) -> str:
     raise UserError(f"unknown model {name!r}; {hint}")
 
 
-def check_backend(backend: str | None, device: torch.device) -> str | None:
-    """The backend's name, if it can serve on the device; else a UserError with the reason."""
+def check_backend(
+    backend: str | None, device: torch.device, operators: Collection[str] | None = None
+) -> str | None:
+    """The backend's name, if it can serve on the device; else a UserError with the reason.
+
+    It must serve all operators, or at least one of those named.
+    """
     if backend is None:
         return None
     from evit_kernels import backends
 
     if backend not in backends.NAMES:
         raise UserError(f"--backend: {backend!r} is none of {', '.join(backends.NAMES)}")
-    for row in backends.availability(device):
-        if row.backend == backend and not row.available:
-            raise UserError(f"--backend: {backend} is not available: {row.reason}")
+    rows = [
+        row
+        for row in backends.availability(device)
+        if row.backend == backend and (operators is None or row.operator in operators)
+    ]
+    lacking = [row for row in rows if not row.available]
+    if lacking and (operators is None or len(lacking) == len(rows)):
+        raise UserError(f"--backend: {backend} is not available: {lacking[0].reason}")
     return backend
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,20 @@ from evit_kernels import (
     relu_linear_attention_qkv,
 )
 from evit_models.cli.common import UserError, random_model
+from evit_models.cli.cuda import captured
+from evit_models.registry import prefer_backend, set_backend
 
 Shape = tuple[int, int, int, int, int]
 Peers = dict[str, Callable[[], object]]
 
 _OURS, _DEFAULT, _LAST = "ours (channels_last_3d)", "PyTorch NCDHW", "PyTorch channels_last_3d"
-_LAYOUTS = {_DEFAULT: torch.contiguous_format, _LAST: torch.channels_last_3d}
+_OURS_NCDHW = "ours (NCDHW)"
+_LAYOUTS = {
+    _OURS: torch.channels_last_3d,
+    _OURS_NCDHW: torch.contiguous_format,
+    _DEFAULT: torch.contiguous_format,
+    _LAST: torch.channels_last_3d,
+}
 
 
 def model_peers(
@@ -31,14 +40,22 @@ def model_peers(
     backend: str | None,
     *,
     backward: bool,
+    mode: str = "eager",
 ) -> Peers:
-    """The model with our operators, and with PyTorch's in both layouts; same weights, same clip."""
+    """The model with our operators, and with PyTorch's in both layouts; same weights, same clip.
+
+    A backend of ours serves where it can; on GPUs none but the reference serves all operators.
+    """
     clip = torch.randn(shape, dtype=dtype, device=device)
-    ours = random_model(name, backend=backend)
+    ours = random_model(name)
     peers: Peers = {}
     for label in (_OURS, _DEFAULT, _LAST):
-        layout = _LAYOUTS.get(label, torch.channels_last_3d)
-        model = random_model(name, backend=backend if label == _OURS else "reference")
+        layout = _LAYOUTS[label]
+        model = random_model(name, backend="reference")
+        if label == _OURS:
+            set_backend(model, None)
+            if backend is not None:
+                prefer_backend(model, backend, device)
         model.load_state_dict(ours.state_dict())
         model.to(device, dtype).train(backward)
         for parameter in model.parameters():
@@ -47,8 +64,10 @@ def model_peers(
         if label == _DEFAULT:
             # The model turns its input to channels-last; this peer must stay as it is.
             model._prepare = lambda x: x  # type: ignore[method-assign]
-        call = _call_of(model, clip.contiguous(memory_format=layout))
-        peers[label] = _backward_of(call, list(model.parameters())) if backward else call
+        function: Operator = torch.compile(model) if mode == "compile" else model
+        call = _call_of(function, clip.contiguous(memory_format=layout), backward=backward)
+        call = _backward_of(call, list(model.parameters())) if backward else call
+        peers[label] = captured(call, device) if mode == "graph" else call
     return peers
 
 
@@ -62,10 +81,12 @@ def operator_peers(
     kernel: int,
     head_dim: int,
     backward: bool,
+    mode: str = "eager",
+    layout: str = "channels_last",
 ) -> Peers:
     """One operator with the activation that the B models put after it, against plain PyTorch.
 
-    Backward passes give the gradients of the input and of all weights.
+    Backward passes give the gradients of the input and of all weights. The layout is ours.
     """
     channels = shape[1]
     if name == "depthwise_conv3d":
@@ -77,14 +98,17 @@ def operator_peers(
     else:
         ours, theirs, weights = _norm(channels, backend)
     x = torch.randn(shape, dtype=dtype, device=device)
+    own = _OURS if layout == "channels_last" else _OURS_NCDHW
     peers: Peers = {}
-    for label in (_OURS, _DEFAULT, _LAST):
-        layout = _LAYOUTS.get(label, torch.channels_last_3d)
-        operator = ours if label == _OURS else theirs
+    for label in (own, _DEFAULT, _LAST):
+        operator = ours if label == own else theirs
+        if mode == "compile":
+            operator = torch.compile(operator)
         parameters = [w.to(device, dtype).requires_grad_(backward) for w in weights]
-        input = x.contiguous(memory_format=layout).detach().requires_grad_(backward)
+        input = x.contiguous(memory_format=_LAYOUTS[label]).detach().requires_grad_(backward)
         call = _operator_call(operator, input, parameters)
-        peers[label] = _backward_of(call, [input, *parameters]) if backward else call
+        call = _backward_of(call, [input, *parameters]) if backward else call
+        peers[label] = captured(call, device) if mode == "graph" else call
     return peers
 
 
@@ -161,11 +185,10 @@ def _norm(channels: int, backend: str | None) -> tuple[Operator, Operator, list[
     return ours, theirs, weights
 
 
-def _call_of(model: torch.nn.Module, clip: Tensor) -> Callable[[], Tensor]:
+def _call_of(model: Operator, clip: Tensor, *, backward: bool) -> Callable[[], Tensor]:
     def call() -> Tensor:
-        with torch.inference_mode(not model.training):
-            output: Tensor = model(clip)
-        return output
+        with torch.inference_mode(not backward):
+            return model(clip)
 
     return call
 
@@ -180,10 +203,10 @@ def _operator_call(
     return call
 
 
-def _backward_of(call: Callable[[], Tensor], wanted: list[Tensor]) -> Callable[[], object]:
+def _backward_of(call: Callable[[], Any], wanted: list[Tensor]) -> Callable[[], Any]:
     gradient: list[Tensor] = []
 
-    def both() -> object:
+    def both() -> Any:
         output = call()
         if not gradient:
             gradient.append(torch.randn_like(output))

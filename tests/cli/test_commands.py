@@ -11,9 +11,11 @@ import torch
 from click.testing import CliRunner
 from conftest import TINY, Call
 
+from evit_kernels import backends
 from evit_models import create_model, list_models, load_model
 from evit_models.checkpoints.keys import from_ours
 from evit_models.cli import evit as group
+from evit_models.cli.common import UserError, check_backend
 from evit_models.cli.peers import model_peers, operator_peers
 from evit_models.video import ClipTransform, VideoReader, view_indices
 
@@ -202,6 +204,53 @@ def test_bench_of_a_model_prints_a_table_and_writes_a_file(evit: Call, tmp_path:
     assert "median of 2 paired rounds" in result.out
     assert "PyTorch NCDHW" in result.out
     assert json.loads(path.read_text())["what"] == "efficientvit3d_b0"
+
+
+def test_bench_under_the_compiler_in_either_layout_with_a_trace(evit: Call, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    small = ("--channels", 24, "--frames", 2, "--size", 8, "--rounds", 1, "--profile", path)
+    result = evit("bench", "--op", "depthwise_conv3d", *small, "--layout", "ncdhw", "--json")
+    assert result.code == 0, result.err
+    facts = json.loads(result.out)
+    assert facts["mode"] == "eager"
+    assert facts["peers"][0]["name"] == "ours (NCDHW)"
+    # A CPU launches nothing, and its allocator does not tell of a peak.
+    assert facts["launches"] is None
+    assert facts["peers"][0]["peak_bytes"] is None
+    names = {event.get("name") for event in json.loads(path.read_text())["traceEvents"]}
+    assert "evit::depthwise_conv3d" in names
+    result = evit("bench", "--op", "batch_norm_activation", *small[:-2], "--mode", "compile")
+    assert result.code == 0, result.err
+    assert "batch_norm_activation, compile, forward" in result.out
+
+
+def test_bench_of_a_model_prefers_a_backend_where_it_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peers = model_peers(
+        "efficientvit3d_b0",
+        (1, 3, 2, 32, 32),
+        torch.float32,
+        torch.device("cpu"),
+        "native",
+        backward=False,
+    )
+    ours, *others = (call() for call in peers.values())
+    for other in others:
+        torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
+
+    def availability(device: object) -> list[backends.Availability]:
+        return [
+            backends.Availability(name, "native", "cuda", name == "depthwise_conv3d", "not yet")
+            for name in ("depthwise_conv3d", "pointwise_conv3d")
+        ]
+
+    monkeypatch.setattr(backends, "availability", availability)
+    device = torch.device("cpu")
+    assert check_backend("native", device, ["depthwise_conv3d", "pointwise_conv3d"]) == "native"
+    for operators in (None, ["pointwise_conv3d"]):
+        with pytest.raises(UserError, match="native is not available: not yet"):
+            check_backend("native", device, operators)
 
 
 @pytest.mark.parametrize("op", OPERATORS)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import TINY, Call
 
+TINY_OPERATOR = ("--op", "depthwise_conv3d", "--channels", "8", "--size", "4", "--rounds", "1")
 SMALL = ("--model", "efficientvit3d_b0", *TINY)
 
 
@@ -109,6 +110,12 @@ def test_bad_labels_and_checkpoints(
         (("bench", "--model", "nothing"), "unknown model 'nothing'"),
         (("bench", "--model", "efficientvit3d_b0", "--op", "depthwise_conv3d"), "exclude"),
         (("bench", "--op", "conv2d"), "--op"),
+        (("bench", "--mode", "graph"), "--mode: graph needs --device cuda"),
+        (("bench", "--layout", "ncdhw"), "--layout: ncdhw needs --op"),
+        (
+            ("bench", *TINY_OPERATOR, "--profile", "nowhere/trace.json"),
+            "nowhere/trace.json: No such",
+        ),
         (
             ("bench", "--op", "relu_linear_attention_qkv", "--channels", "50"),
             "50 is no multiple of 3 x 16",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from evit_kernels import available_backends, backends
 from evit_models import create_model, list_models, set_backend
+from evit_models.cli import cuda
 from evit_models.registry import prefer_backend
 
 CLASSES = 10
@@ -155,3 +156,23 @@ def test_compiled(device: str, backend: str, mode: str) -> None:
         for got, wanted in zip(results, expected, strict=True):
             error = (got.double() - wanted.double()).norm() / wanted.double().norm()
             assert error < 0.02
+
+
+@pytest.mark.parametrize(("device", "backend"), PLACES)
+def test_fused_operators_launch_fewer_kernels(device: str, backend: str) -> None:
+    clip = torch.randn(1, 3, 4, 64, 64).to(device)
+    counts = {}
+    for name in (backend, "reference"):
+        model = _model("efficientvit3d_b1", device, name).eval()
+
+        def call(model: nn.Module = model) -> Tensor:
+            with torch.inference_mode():
+                logits: Tensor = model(clip)
+            return logits
+
+        counts[name] = cuda.launches(cuda.profile(call, torch.device(device)))
+    print(f"b1 forward: {counts}")
+    if gpu.is_gpu(device):
+        assert 0 < counts[backend] < counts["reference"]
+    else:
+        assert set(counts.values()) == {0}
