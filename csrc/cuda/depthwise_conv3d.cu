@@ -1,8 +1,11 @@
 // Depthwise 3-D convolution on CUDA devices, for every window, layout and storage type: one thread
 // per result, sums in registers, no atomics. Each body says how the i-th result is computed. The
-// windows that networks are made of have a faster way forward, in strips.
+// windows that networks are made of are computed in strips, which is faster.
+#include <algorithm>
+
+#include "depthwise_conv3d_forward_strips.h"
+#include "depthwise_conv3d_gradient_strips.h"
 #include "depthwise_conv3d_index.h"
-#include "depthwise_conv3d_strips.h"
 #include "scalar.h"
 
 namespace evit::cuda {
@@ -103,21 +106,6 @@ struct DataGradient {
   }
 };
 
-// The same for the first and the last frame alone, of channels-last tensors.
-template <class S>
-struct EdgeGradient {
-  DataGradient<S> body;
-
-  EVIT_HD int64_t frames() const { return body.p.in[0] > 1 ? 2 : 1; }
-
-  EVIT_HD void operator()(int64_t i) const {
-    const int64_t frame = body.p.in[1] * body.p.in[2] * body.p.channels;
-    const int64_t last = i / frame % frames(), n = i / frame / frames();
-    const int64_t t = last ? body.p.in[0] - 1 : 0;
-    body((n * body.p.in[0] + t) * frame + i % frame);
-  }
-};
-
 // The sum of one split for a tap of a channel; beyond the last tap, for the bias. Channels are next
 // to each other in `partials` (split, tap, channel).
 template <class S>
@@ -158,15 +146,15 @@ struct SumWeightGradient {
 template <class S>
 struct CombineWeightGradient {
   Window p;
-  const Sum<S>* partials;
+  SplitSums<Sum<S>> sums;
   S* grad_weight;
   S* grad_bias;
 
   EVIT_HD void operator()(int64_t i) const {
     const int64_t c = i % p.channels, tap = i / p.channels, taps = taps_of(p);
     Sum<S> sum = 0;
-    for (int64_t split = 0; split < splits_of(p); ++split)
-      sum += partials[(split * (taps + 1) + tap) * p.channels + c];
+    for (int64_t split = 0; split < sums.splits; ++split)
+      sum += sums.values[(split * (taps + 1) + tap) * p.channels + c];
     if (tap < taps && grad_weight != nullptr) write(grad_weight + c * taps + tap, sum);
     if (tap == taps && grad_bias != nullptr) write(grad_bias + c, sum);
   }
@@ -180,25 +168,51 @@ int64_t inputs_in(const Window& p) {
   return p.batch * p.channels * p.in[0] * p.in[1] * p.in[2];
 }
 
+// What the calls of one backward pass read, and where it may write in between.
 template <class S>
-Status data_gradient(const Window& p, const S* grad, const S* weight, S* grad_input,
-                     Sum<S>* workspace, Stream stream) {
-  const DataGradient<S> body = {p, grad, weight, grad_input};
-  if constexpr (sizeof(S) <= sizeof(float)) {
-    const Window q = gradient_window(p);
-    const bool unstrided = p.stride[0] == 1 && p.stride[1] == 1 && p.stride[2] == 1;
-    if (unstrided && strips_serve(q, grad, grad_input)) {
-      const Status status = run_strips(q, grad, weight, true, static_cast<const S*>(nullptr),
-                                       grad_input, workspace, stream);
-      if (!status.ok() || !p.clamp_time) return status;
-      // Frames that are repeated collect the gradients of their repetitions too.
-      const EdgeGradient<S> edge = {body};
-      const int64_t frame = p.in[1] * p.in[2] * p.channels;
-      return for_each(p.batch * edge.frames() * frame, edge, stream);
-    }
+struct Backward {
+  const Window& p;
+  const S* input;
+  const S* weight;
+  const S* bias;
+  Sum<S>* partials;
+  bool in_strips;
+  Stream stream;
+
+  // The gradient before the activation.
+  Status differentiate_activation(const S* grad_output, S* scratch) const {
+    if constexpr (kHasStrips<S>)
+      if (in_strips)
+        return forward_in_strips(p, input, weight, bias, grad_output, scratch, partials, stream);
+    const DifferentiateActivation<S> body = {p, grad_output, input, weight, bias, scratch};
+    return for_each(outputs_in(p), body, stream);
   }
-  return for_each(inputs_in(p), body, stream);
-}
+
+  Status data_gradient(const S* grad, S* grad_input) const {
+    if constexpr (kHasStrips<S>)
+      if (in_strips) return data_gradient_in_strips(p, grad, weight, grad_input, partials, stream);
+    const DataGradient<S> body = {p, grad, weight, grad_input};
+    return for_each(inputs_in(p), body, stream);
+  }
+
+  Status weight_gradient(const S* grad, S* grad_weight, S* grad_bias) const {
+    SplitSums<Sum<S>> sums = {};
+    const Status status = weight_sums(grad, sums);
+    if (!status.ok()) return status;
+    const CombineWeightGradient<S> combine = {p, sums, grad_weight, grad_bias};
+    return for_each((taps_of(p) + 1) * p.channels, combine, stream);
+  }
+
+ private:
+  Status weight_sums(const S* grad, SplitSums<Sum<S>>& sums) const {
+    if constexpr (kHasStrips<S>)
+      if (in_strips && !p.planar)
+        return weight_sums_in_strips(p, grad, input, partials, sums, stream);
+    sums = {splits_of(p), partials};
+    const SumWeightGradient<S> body = {p, grad, input, partials};
+    return for_each(sums.splits * (taps_of(p) + 1) * p.channels, body, stream);
+  }
+};
 
 }  // namespace
 
@@ -212,21 +226,24 @@ Status depthwise_conv3d_forward(const Window& p, const void* input, const void* 
     const auto* w = static_cast<const S*>(weight);
     const auto* b = static_cast<const S*>(bias);
     auto* y = static_cast<S*>(output);
-    if constexpr (sizeof(S) <= sizeof(float))
-      if (strips_serve(p, input, output))
-        return run_strips(p, x, w, false, b, y, static_cast<Sum<S>*>(workspace), stream);
+    if constexpr (kHasStrips<S>)
+      if (strips_serve(p, {input, output}))
+        return forward_in_strips(p, x, w, b, static_cast<const S*>(nullptr), y,
+                                 static_cast<Sum<S>*>(workspace), stream);
     const Forward<S> body = {p, x, w, b, y};
     return for_each(outputs_in(p), body, stream);
   });
 }
 
 int64_t depthwise_conv3d_forward_workspace(const Window& p) {
-  return strips_workspace(p);
+  return repacked_elements(p);
 }
 
 int64_t depthwise_conv3d_workspace(const Window& p) {
-  // The sums of splits, and before them, in the same place, weights for strips.
-  return splits_of(p) * (taps_of(p) + 1) * p.channels;
+  // The sums of splits, and before them, in the same place, weights for strips. Where tensors
+  // begin, which decides whether strips serve, is not known here.
+  const int64_t plain = splits_of(p) * (taps_of(p) + 1) * p.channels;
+  return std::max(plain, weight_strips_workspace(p));
 }
 
 Status depthwise_conv3d_backward(const Window& p, const void* grad_output, const void* input,
@@ -235,34 +252,29 @@ Status depthwise_conv3d_backward(const Window& p, const void* grad_output, const
                                  void* grad_bias, Stream stream) {
   const OnDevice current(stream.device);
   if (!current.status().ok()) return current.status();
+  const bool in_strips = strips_serve(p, {grad_output, input, scratch, grad_input});
   return with_storage(p.dtype, [&](auto storage) -> Status {
     using S = decltype(storage);
-    const auto* x = static_cast<const S*>(input);
-    const auto* w = static_cast<const S*>(weight);
+    const Backward<S> backward = {p,
+                                  static_cast<const S*>(input),
+                                  static_cast<const S*>(weight),
+                                  static_cast<const S*>(bias),
+                                  static_cast<Sum<S>*>(partials),
+                                  in_strips,
+                                  stream};
     const auto* grad = static_cast<const S*>(grad_output);
     if (p.activation != Activation::kNone) {
       auto* differentiated = static_cast<S*>(scratch);
-      const DifferentiateActivation<S> body = {
-          p, grad, x, w, static_cast<const S*>(bias), differentiated};
-      const Status status = for_each(outputs_in(p), body, stream);
+      const Status status = backward.differentiate_activation(grad, differentiated);
       if (!status.ok()) return status;
       grad = differentiated;
     }
     if (grad_input != nullptr) {
-      const Status status = data_gradient(p, grad, w, static_cast<S*>(grad_input),
-                                          static_cast<Sum<S>*>(partials), stream);
+      const Status status = backward.data_gradient(grad, static_cast<S*>(grad_input));
       if (!status.ok()) return status;
     }
-    if (grad_weight != nullptr || grad_bias != nullptr) {
-      auto* sums = static_cast<Sum<S>*>(partials);
-      const SumWeightGradient<S> body = {p, grad, x, sums};
-      const Status status = for_each(depthwise_conv3d_workspace(p), body, stream);
-      if (!status.ok()) return status;
-      const CombineWeightGradient<S> combine = {p, sums, static_cast<S*>(grad_weight),
-                                                static_cast<S*>(grad_bias)};
-      return for_each((taps_of(p) + 1) * p.channels, combine, stream);
-    }
-    return {};
+    if (grad_weight == nullptr && grad_bias == nullptr) return {};
+    return backward.weight_gradient(grad, static_cast<S*>(grad_weight), static_cast<S*>(grad_bias));
   });
 }
 

@@ -113,4 +113,11 @@ EVIT_HD int64_t first_row(const Window& p, int64_t split) {
   return split * rows_of(p) / splits_of(p);
 }
 
+// Sums of splits (split, tap, channel): those of the bias stand behind the last tap.
+template <class A>
+struct SplitSums {
+  int64_t splits;
+  const A* values;
+};
+
 }  // namespace evit::cuda

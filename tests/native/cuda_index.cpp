@@ -6,8 +6,8 @@
 #include <tuple>
 #include <vector>
 
+#include "../../csrc/cuda/depthwise_conv3d_gradient_strips.h"
 #include "../../csrc/cuda/depthwise_conv3d_index.h"
-#include "../../csrc/cuda/depthwise_conv3d_strips.h"
 #include "../../csrc/cuda/relu_linear_attention_index.h"
 
 namespace {
@@ -93,32 +93,66 @@ void check_elements() {
             }
 }
 
-// Strips cover every output once.
+// Counts the places of a strip, in two groups of channels.
+void visit(const Strip& s, const Strips& strips, int64_t width, int columns, int channels,
+           std::vector<int>& visits) {
+  expect(s.row < s.end && s.end <= strips.height && s.column < width, "an empty strip", Window{});
+  for (int64_t h = s.row; h < s.end; ++h)
+    for (int64_t w = s.column; w < width && w < s.column + columns; ++w)
+      ++visits[(((s.n * strips.frames + s.t) * strips.height + h) * width + w) * 2 +
+               s.channel / channels];
+}
+
+// Strips cover every place of their tensor once.
 void check_strips() {
   for (int64_t batch : {1, 2, 300})
     for (int64_t frames : {1, 3, 40})
       for (int64_t height : {1, 2, 3, 7, 16, 17, 33})
         for (int64_t width = 1; width <= 9; ++width)
-          for (int channels : {4, 8})
+          for (int channels : {1, 4, 8})
             for (int columns : {1, 2, 4}) {
               Window p = {};
               p.batch = batch;
               p.channels = 2 * channels;
-              p.out[0] = frames;
-              p.out[1] = height;
-              p.out[2] = width;
-              const Strips strips(p, channels, columns);
-              std::vector<int> visits(batch * frames * height * width * 2);
-              for (int64_t i = 0; i < strips.count(p); ++i) {
-                const Strip s = strip_at(p, strips, channels, columns, i);
-                expect(s.row < s.end && s.end <= height && s.column < width, "an empty strip", p);
-                for (int64_t h = s.row; h < s.end; ++h)
-                  for (int64_t w = s.column; w < width && w < s.column + columns; ++w)
-                    ++visits[(((s.n * frames + s.t) * height + h) * width + w) * 2 +
-                             s.channel / channels];
+              const Strips strips(p, frames, height, width, channels, columns);
+              for (bool planar : {false, true}) {
+                std::vector<int> visits(batch * frames * height * width * 2);
+                for (int64_t i = 0; i < strips.count(); ++i)
+                  visit(strip_at(strips, channels, columns, planar, i), strips, width, columns,
+                        channels, visits);
+                for (int count : visits) expect(count == 1, "an output not once", p);
               }
-              for (int count : visits) expect(count == 1, "an output not once", p);
             }
+}
+
+// The splits of the weight gradient cover every output once, too.
+void check_weight_splits() {
+  for (int64_t batch : {1, 3})
+    for (int64_t frames : {1, 2, 40})
+      for (int64_t height : {1, 2, 7, 33})
+        for (int64_t width = 1; width <= 9; ++width)
+          for (int64_t channels : {8, 1024}) {
+            Window p = {};
+            p.batch = batch;
+            p.channels = channels;
+            p.kernel[0] = 3;
+            p.out[0] = frames;
+            p.out[1] = height;
+            p.out[2] = width;
+            const WeightSplits parts(p, 4);
+            expect(parts.groups * 4 == channels, "channels left out", p);
+            expect(parts.first(0) == 0 && parts.first(parts.splits) == parts.units,
+                   "strips left out", p);
+            std::vector<int> visits(batch * frames * height * width * 2);
+            for (int64_t split = 0; split < parts.splits; ++split) {
+              expect(parts.first(split) < parts.first(split + 1), "an empty split", p);
+              for (int64_t unit = parts.first(split); unit < parts.first(split + 1); ++unit)
+                visit(parts.at(unit), parts.strips, width, kWeightColumns, 1, visits);
+            }
+            for (size_t i = 0; i < visits.size(); i += 2)
+              expect(visits[i] == 1, "an output not once", p);
+            expect(AddSplits<float>::left(parts.splits) <= 32, "many sums are left", p);
+          }
 }
 
 void check_splits() {
@@ -231,6 +265,7 @@ int main() {
   check_axes();
   check_elements();
   check_strips();
+  check_weight_splits();
   check_splits();
   check_attention();
   check_chunks();
