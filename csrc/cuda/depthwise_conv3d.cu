@@ -3,9 +3,10 @@
 // windows that networks are made of are computed in strips, which is faster.
 #include <algorithm>
 
+#include "depthwise_conv3d_data_strips.h"
 #include "depthwise_conv3d_forward_strips.h"
-#include "depthwise_conv3d_gradient_strips.h"
 #include "depthwise_conv3d_index.h"
+#include "depthwise_conv3d_weight_strips.h"
 #include "scalar.h"
 
 namespace evit::cuda {
@@ -206,8 +207,7 @@ struct Backward {
  private:
   Status weight_sums(const S* grad, SplitSums<Sum<S>>& sums) const {
     if constexpr (kHasStrips<S>)
-      if (in_strips && !p.planar)
-        return weight_sums_in_strips(p, grad, input, partials, sums, stream);
+      if (in_strips) return weight_sums_in_strips(p, grad, input, partials, sums, stream);
     sums = {splits_of(p), partials};
     const SumWeightGradient<S> body = {p, grad, input, partials};
     return for_each(sums.splits * (taps_of(p) + 1) * p.channels, body, stream);

@@ -6,8 +6,8 @@
 #include <tuple>
 #include <vector>
 
-#include "../../csrc/cuda/depthwise_conv3d_gradient_strips.h"
 #include "../../csrc/cuda/depthwise_conv3d_index.h"
+#include "../../csrc/cuda/depthwise_conv3d_weight_strips.h"
 #include "../../csrc/cuda/relu_linear_attention_index.h"
 
 namespace {
@@ -132,26 +132,30 @@ void check_weight_splits() {
       for (int64_t height : {1, 2, 7, 33})
         for (int64_t width = 1; width <= 9; ++width)
           for (int64_t channels : {8, 1024}) {
-            Window p = {};
-            p.batch = batch;
-            p.channels = channels;
-            p.kernel[0] = 3;
-            p.out[0] = frames;
-            p.out[1] = height;
-            p.out[2] = width;
-            const WeightSplits parts(p, 4);
-            expect(parts.groups * 4 == channels, "channels left out", p);
-            expect(parts.first(0) == 0 && parts.first(parts.splits) == parts.units,
-                   "strips left out", p);
-            std::vector<int> visits(batch * frames * height * width * 2);
-            for (int64_t split = 0; split < parts.splits; ++split) {
-              expect(parts.first(split) < parts.first(split + 1), "an empty split", p);
-              for (int64_t unit = parts.first(split); unit < parts.first(split + 1); ++unit)
-                visit(parts.at(unit), parts.strips, width, kWeightColumns, 1, visits);
+            for (bool planar : {false, true}) {
+              Window p = {};
+              p.planar = planar;
+              p.batch = batch;
+              p.channels = channels;
+              p.kernel[0] = 3;
+              p.out[0] = frames;
+              p.out[1] = height;
+              p.out[2] = width;
+              const int group = planar ? 1 : 4;
+              const WeightSplits parts(p, group, planar ? kBlockThreads : 1);
+              expect(parts.groups * group == channels, "channels left out", p);
+              expect(parts.first(0) == 0 && parts.first(parts.splits) == parts.units,
+                     "strips left out", p);
+              std::vector<int> visits(batch * frames * height * width * 2);
+              for (int64_t split = 0; split < parts.splits; ++split) {
+                expect(parts.first(split) < parts.first(split + 1), "an empty split", p);
+                for (int64_t unit = parts.first(split); unit < parts.first(split + 1); ++unit)
+                  visit(parts.at(unit), parts.strips, width, kWeightColumns, 1, visits);
+              }
+              for (size_t i = 0; i < visits.size(); i += 2)
+                expect(visits[i] == 1, "an output not once", p);
+              expect(AddSplits::left(parts.splits) <= 32, "many sums are left", p);
             }
-            for (size_t i = 0; i < visits.size(); i += 2)
-              expect(visits[i] == 1, "an output not once", p);
-            expect(AddSplits<float>::left(parts.splits) <= 32, "many sums are left", p);
           }
 }
 
