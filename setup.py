@@ -43,7 +43,10 @@ PLAIN = (
 )
 CUDA_OPERATORS = ("depthwise_conv3d", "relu_linear_attention")
 CUDA_ARCHITECTURES = ("80", "87", "89", "90+PTX")
-CUDA_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-diag-suppress=20012"]
+CUDA_FLAGS = [
+    *("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-diag-suppress=20012"),
+    "--threads=2",  # architectures of one source beside each other
+]
 X86_LEVELS = {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
 
 FLAGS = [
