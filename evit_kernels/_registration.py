@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,23 @@ from torch.autograd import forward_ad
 
 # A module-level object: the registrations live as long as it does.
 _LIBRARY = torch.library.Library("evit", "DEF")
+
+
+class Backends(dict[str, Any]):
+    """The modules that serve an operator, by the names of their backends.
+
+    That of Triton is imported when a call first needs it: importing us never imports Triton.
+    """
+
+    def __init__(self, folder: str, **modules: Any) -> None:
+        super().__init__(modules)
+        self._folder = folder
+
+    def __missing__(self, name: str) -> Any:
+        if name != "triton":
+            raise KeyError(name)
+        self[name] = importlib.import_module(f"{self._folder}.triton")
+        return self[name]
 
 
 def define(schema: str) -> None:

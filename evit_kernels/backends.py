@@ -6,9 +6,15 @@ machines without a CUDA compiler.
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
+import re
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -16,6 +22,7 @@ from torch import Tensor
 from evit_kernels import _native
 
 ENVIRONMENT = "EVIT_BACKEND"
+INTERPRETER = "TRITON_INTERPRET"  # Triton's own variable, read when Triton is imported
 NAMES: tuple[str, ...] = ("reference", "native", "triton")
 
 # Why a backend cannot serve tensors of a device and dtype; None when it can.
@@ -47,13 +54,60 @@ def native_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> s
 
 
 def triton_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns why Triton cannot serve: this version has no Triton kernels."""
-    return "this version of evit_kernels has no Triton kernels"
+    """Returns why Triton cannot serve an operator on a device and dtype, or None.
+
+    Looks for Triton without importing it, which takes longer than importing us.
+    """
+    if operator not in TRITON_OPERATORS:
+        return "there are no Triton kernels for this operator yet"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"Triton kernels keep their sums in float32, the tensors are {dtype}"
+    if device.type not in ("cpu", "cuda"):
+        return f"there are Triton kernels for GPUs, the tensors are on {device}"
+    reason = triton_failure()
+    if reason is not None:
+        return reason
+    if device.type == "cuda":
+        return None if torch.cuda.is_available() else _native.NO_DEVICE
+    if os.environ.get(INTERPRETER) != "1":
+        return (
+            "Triton kernels run on GPUs, the tensors are on cpu "
+            f"({INTERPRETER}=1 has them interpreted there, slowly)"
+        )
+    loaded = sys.modules.get("evit_kernels._triton")
+    if loaded is not None and not loaded.INTERPRETED:
+        return f"{INTERPRETER}=1 was set after the Triton kernels were loaded"
+    return None
 
 
-# Preferred first. On CPUs, native before reference is what benchmarks/results show. On GPUs nothing
-# was measured yet, and the kernels there are plain ones: they serve who asks for them.
-ORDER: tuple[str, ...] = ("native", "triton", "reference")
+@lru_cache(maxsize=1)
+def triton_failure() -> str | None:
+    """Returns why the Triton that is installed cannot be used, or None when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install 'evit[triton]')"
+    version = triton_version()
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    if numbers is None:
+        return f"the version of Triton, {version!r}, is no version"
+    if not TRITON_VERSIONS[0] <= (int(numbers[1]), int(numbers[2])) <= TRITON_VERSIONS[1]:
+        first, last = (".".join(map(str, pair)) for pair in TRITON_VERSIONS)
+        return f"Triton {version} is installed, the kernels are for {first} to {last}"
+    return None
+
+
+def triton_version() -> str:
+    """Returns the version of the distribution that brought Triton: torch's own have other names."""
+    for name in ("triton", "pytorch-triton", "triton-rocm"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(name)
+    return "unknown"
+
+
+# Preferred first. On CPUs, native before reference is what benchmarks/results show, and Triton is
+# only interpreted. On GPUs nothing was measured yet, of any backend, operator, dtype or shape. By
+# their floors (the bytes that they must move) both fused backends ought to win; ought to is not
+# measured, so they serve who asks for them. Native before Triton, as its launches cost less.
+ORDER: tuple[str, ...] = ("native", "reference", "triton")
 CUDA_ORDER: tuple[str, ...] = ("reference", "native", "triton")
 _REFUSALS: dict[str, Refusal] = {
     "reference": lambda operator, device, dtype: None,
@@ -68,6 +122,8 @@ OPERATORS: tuple[str, ...] = (
     "batch_norm_activation",
 )
 CUDA_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")
+TRITON_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")
+TRITON_VERSIONS = ((3, 2), (3, 9))  # the first and the last that the kernels are for
 
 
 def available_backends(
@@ -108,6 +164,13 @@ def availability(device: str | torch.device = "cpu") -> list[Availability]:
             reason = _reason(operator, backend, device)
             rows.append(Availability(operator, backend, str(device), reason is None, reason or ""))
     return rows
+
+
+def refusal(
+    operator: str, backend: str, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Returns why a backend cannot serve an operator on a device and dtype, or None."""
+    return _REFUSALS[backend](operator, device, dtype)
 
 
 def _reason(operator: str, backend: str, device: torch.device) -> str | None:

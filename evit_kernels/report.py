@@ -58,6 +58,9 @@ def collect() -> Report:
         ("threads", str(torch.get_num_threads())),
         ("CUDA", torch.cuda.get_device_name() if cuda else "torch sees no device"),
         ("CUDA kernels", _cuda_kernels()),
+        ("Triton", backends.triton_failure() or backends.triton_version()),
+        ("order on CPUs", ", ".join(backends.ORDER)),
+        ("order on GPUs", f"{', '.join(backends.CUDA_ORDER)} (by no measurement yet)"),
         ("EVIT_BACKEND", os.environ.get("EVIT_BACKEND") or "not set"),
     )
     rows = tuple(row for device in ("cpu", "cuda") for row in backends.availability(device))

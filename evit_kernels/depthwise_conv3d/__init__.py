@@ -1,7 +1,8 @@
 """Depthwise 3-D convolution with its bias and activation fused into one pass.
 
 Read in this order: this file (meaning), reference.py (definition), op.py (registration with torch),
-native.py (the compiled core); geometry.py holds the sizes that all of them share.
+native.py (the compiled core), triton.py (Triton kernels); geometry.py holds the sizes that all of
+them share.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _registration.define(
     f"{_WINDOW}, str backend, bool[3] needed) -> (Tensor, Tensor, Tensor)"
 )
 
-BACKENDS = {"native": native}
+BACKENDS = _registration.Backends(__package__, native=native)
 
 
 def depthwise_conv3d(

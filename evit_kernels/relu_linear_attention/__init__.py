@@ -1,7 +1,7 @@
 """Linear attention with ReLU feature maps, over tokens of space and time.
 
 Read in this order: this file (meaning), reference.py (definition), op.py (registration with torch),
-native.py (the compiled core).
+native.py (the compiled core), triton.py (Triton kernels).
 """
 
 from __future__ import annotations

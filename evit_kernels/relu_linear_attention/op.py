@@ -34,7 +34,7 @@ _registration.define(
     "int head_dim, float eps, str backend, bool[] needed) -> Tensor[]"
 )
 
-BACKENDS: dict[str, Any] = {"native": native}
+BACKENDS = _registration.Backends(__package__, native=native)
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, backend: str) -> Tensor:

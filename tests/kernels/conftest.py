@@ -49,30 +49,31 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Tries every instruction set, and for operators that have them the CUDA kernels, emulated.
 
-    Where there is a GPU, every test of such an operator runs on it as well.
+    Every test of such an operator also runs on a GPU where there is one, and by Triton's
+    interpreter where that is asked for.
     """
     operator = next((o for o in emulation.OPERATORS if o in metafunc.module.__name__), None)
-    gpu: list[Placement] = []
+    places: list[Placement] = []
     if operator and metafunc.definition.get_closest_marker("on_cpu") is None:
-        gpu = placement.placements(operator)
+        places = placement.placements(operator)
     if "instruction_set" in metafunc.fixturenames:
-        names = [*INSTRUCTION_SETS, *([EMULATED] if operator else []), *gpu]
+        names = [*INSTRUCTION_SETS, *([EMULATED] if operator else []), *places]
         metafunc.parametrize("instruction_set", names, indirect=True, ids=str)
-    elif gpu:
+    elif places:
         metafunc.fixturenames.append("place")
-        metafunc.parametrize("place", [None, *gpu], indirect=True, ids=lambda p: str(p or "cpu"))
+        metafunc.parametrize("place", [None, *places], indirect=True, ids=lambda p: str(p or "cpu"))
 
 
 @pytest.fixture
 def place(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The CPU as ever, or a GPU, in use during the test."""
+    """The CPU as ever, or a placement, in use during the test."""
     with placement.in_use(request.param) if request.param else nullcontext():
         yield
 
 
 @pytest.fixture
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that was compiled in and runs here, and every GPU, in use meanwhile."""
+    """Every instruction set that was compiled in and runs here, every placement, in use meanwhile."""
     if isinstance(request.param, Placement):
         with placement.in_use(request.param):
             yield str(request.param)

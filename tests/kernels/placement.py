@@ -1,7 +1,13 @@
-"""Operator tests, unchanged, on the tensors of a GPU.
+"""Operator tests, unchanged, on the tensors of a GPU, or by Triton's interpreter.
 
 While a placement is in use, tensors are made on its device, and its backend serves whoever asks for
 "native" or for none. So a test that compares "native" with "reference" compares there.
+
+The interpreter does with numpy, tile by tile, what a GPU would. So Triton kernels are tried where
+there is no GPU: their arithmetic, their masks, what they write. Not tried are the compiler, and
+reads outside of tensors whose values nobody uses. Triton becomes its interpreter or its compiler
+when it is imported, for good and for everybody in the process: this takes one of its own, in which
+TRITON_INTERPRET=1 from the beginning. test_triton_kernels.py starts it.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import NamedTuple
 
+import hypothesis
 import pytest
 import torch
 from torch import Tensor
@@ -30,12 +37,19 @@ class Placement(NamedTuple):
         return f"{self.device}-{self.backend}"
 
 
-def placements(operator: str, device: str = "cuda") -> list[Placement]:
-    """The fused backends that serve an operator on a device; none where torch sees no such."""
-    if device == "cuda" and not torch.cuda.is_available():
-        return []
-    served = available_backends(device, operator)
-    return [Placement(device, backend) for backend in FUSED if backend in served]
+def placements(operator: str) -> list[Placement]:
+    """Where the tests of an operator run besides the CPU's own kernels.
+
+    By every fused backend that serves it on the GPUs that torch sees; by Triton on the CPU, in a
+    process that interprets it.
+    """
+    places = []
+    if "triton" in available_backends("cpu", operator):
+        places.append(Placement("cpu", "triton"))
+    if torch.cuda.is_available():
+        served = available_backends("cuda", operator)
+        places += [Placement("cuda", backend) for backend in FUSED if backend in served]
+    return places
 
 
 @contextmanager
@@ -47,8 +61,12 @@ def in_use(placement: Placement) -> Iterator[None]:
     def redirected(
         operator: str, backend: str | None, device: torch.device, dtype: torch.dtype
     ) -> str:
-        chosen = placement.backend if backend == "native" else backend
-        return select(operator, chosen, device, dtype)
+        if backend == "native":
+            refusal = backends.refusal(operator, placement.backend, device, dtype)
+            if refusal is not None:
+                _give_up(f"{placement}: {refusal}")
+            backend = placement.backend
+        return select(operator, backend, device, dtype)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(backends.ENVIRONMENT, placement.backend)
@@ -60,6 +78,13 @@ def in_use(placement: Placement) -> Iterator[None]:
             yield
         finally:
             torch.set_default_device(None)
+
+
+def _give_up(reason: str) -> None:
+    """Ends a test that a backend cannot serve, or one of its examples: float64, mostly."""
+    if hypothesis.currently_in_test_context():
+        hypothesis.reject()
+    pytest.skip(reason)
 
 
 def randn(*shape: int, seed: int) -> Tensor:

@@ -71,10 +71,25 @@ def test_a_placement_gives_its_device_and_its_backend_to_a_test() -> None:
     assert torch.equal(placement.randn(2, 3, seed=1), placement.randn(2, 3, seed=1))
 
 
-def test_operators_are_placed_on_gpus_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert placement.placements("depthwise_conv3d", "cpu") == [Placement("cpu", "native")]
+def test_operators_are_placed_wherever_a_backend_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    served = {"cpu": ("native", "reference"), "cuda": ("reference", "triton", "native")}
+    monkeypatch.setattr(placement, "available_backends", lambda device, _: served[device])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert placement.placements("depthwise_conv3d") == []
+    served["cpu"] = ("native", "reference", "triton")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(placement, "available_backends", lambda *_: ("reference", "triton"))
-    assert [str(p) for p in placement.placements("depthwise_conv3d")] == ["cuda-triton"]
+    names = [str(place) for place in placement.placements("depthwise_conv3d")]
+    assert names == ["cpu-triton", "cuda-native", "cuda-triton"]
+
+
+def test_what_a_placement_refuses_is_skipped_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        return "not these tensors"
+
+    monkeypatch.setattr(backends, "refusal", refuse)
+    x = torch.randn(1, 4, 2, 3, 3)
+    with (
+        placement.in_use(Placement("cpu", "triton")),
+        pytest.raises(pytest.skip.Exception, match="cpu-triton: not these tensors"),
+    ):
+        backends.select("depthwise_conv3d", "native", x)

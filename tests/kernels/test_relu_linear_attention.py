@@ -68,6 +68,20 @@ def test_every_instruction_set(instruction_set: str) -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_sources_are_attended_as_if_concatenated_in_any_layout(instruction_set: str) -> None:
+    last = torch.channels_last_3d
+    sources = [torch.randn(2, 96, 2, 9, 17).contiguous(memory_format=last)]
+    sources.append(torch.randn(2, 48, 2, 9, 17))
+    ours = results(attend(16, "native"), sources)
+    whole = torch.cat(sources, dim=1).double()
+    exact = results(attend(16, "reference"), [whole])
+    exact[1:] = exact[1].split([96, 48], dim=1)
+    for got, wanted in zip(ours, exact, strict=True):
+        torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
+    assert ours[0].is_contiguous(memory_format=last)
+    assert [x.stride() for x in ours[1:]] == [x.stride() for x in sources]
+
+
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 16, 32, 64])
 def test_separate_form_with_views(head_dim: int, instruction_set: str) -> None:
     whole = torch.randn(2, 3, 41, 2 * head_dim)
