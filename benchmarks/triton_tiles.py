@@ -66,7 +66,7 @@ def by_registers(key: Key) -> Tile:
 
 def _alike(key: Key) -> Key:
     """Threads of all numbers of channels do the same, so one number is compiled for all."""
-    return key if key.channels == PLANES else key._replace(channels=32)
+    return key if key.channels == PLANES else key._replace(channels=64)
 
 
 def _scaled(size: Tile, channels: int) -> Tile:
@@ -110,11 +110,11 @@ def _call(key: Key, device: torch.device) -> None:
 
 
 def _arguments(key: Key, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Geometry]:
-    """A clip of many tokens, as in the first stages, where most of the time goes."""
+    """A clip of many tokens, as in the first stages; its rows leave strips that are not full."""
     options: dict[str, Any] = {"dtype": _DTYPES[key.bits], "device": device}
     layout = torch.channels_last_3d if key.channels else torch.contiguous_format
     channels = key.channels or 32
-    x = torch.empty((4, channels, 8, 56, 56), **options, memory_format=layout).zero_()
+    x = torch.empty((4, channels, 8, 54, 56), **options, memory_format=layout).zero_()
     weight = torch.zeros((channels, 1, key.taps, key.taps, key.taps), **options)
     half = key.taps // 2
     geometry = Geometry(

@@ -86,7 +86,7 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"activation": "none"}, ValueError, "activation must be None or one of 'relu'.*got 'none'"),
     ({"temporal_padding": "same"}, ValueError, "temporal_padding must be one of 'zeros'.*'same'"),
     ({"backend": "cuda"}, ValueError, "backend must be one of 'reference'.*got 'cuda'"),
-    ({"backend": "triton"}, RuntimeError, "backend 'triton' is not available: .*no Triton"),
+    ({"backend": "triton"}, RuntimeError, "backend 'triton' is not available: .*Triton"),
 ]
 
 
