@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from evit_kernels import _native
 ENVIRONMENT = "EVIT_BACKEND"
 INTERPRETER = "TRITON_INTERPRET"  # Triton's own variable, read when Triton is imported
 NAMES: tuple[str, ...] = ("reference", "native", "triton")
+DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Why a backend cannot serve tensors of a device and dtype; None when it can.
 Refusal = Callable[[str, torch.device, torch.dtype], "str | None"]
@@ -42,7 +44,7 @@ class Availability:
 
 def native_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Returns why compiled kernels cannot serve an operator on a device and dtype, or None."""
-    if dtype not in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+    if dtype not in DTYPES:
         return f"the compiled core has no kernels for {dtype}"
     if device.type == "cpu":
         return _native.failure()
@@ -103,12 +105,6 @@ def triton_version() -> str:
     return "unknown"
 
 
-# Preferred first. On CPUs, native before reference is what benchmarks/results show, and Triton is
-# only interpreted. On GPUs nothing was measured yet, of any backend, operator, dtype or shape. By
-# their floors (the bytes that they must move) both fused backends ought to win; ought to is not
-# measured, so they serve who asks for them. Native before Triton, as its launches cost less.
-ORDER: tuple[str, ...] = ("native", "reference", "triton")
-CUDA_ORDER: tuple[str, ...] = ("reference", "native", "triton")
 _REFUSALS: dict[str, Refusal] = {
     "reference": lambda operator, device, dtype: None,
     "native": native_refusal,
@@ -124,6 +120,52 @@ OPERATORS: tuple[str, ...] = (
 CUDA_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")
 TRITON_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")
 TRITON_VERSIONS = ((3, 2), (3, 9))  # the first and the last that the kernels are for
+
+
+class Order(NamedTuple):
+    """Backends, preferred first, and for which calls: the first line that fits is heeded.
+
+    Shapes make no difference in any line: where they were measured, one backend won them all.
+
+    Attributes:
+        device: the kind of device.
+        operators, dtypes: of the calls that it is for.
+        backends: every backend, whether or not it can serve.
+        grounds: what was measured, or why this order where nothing was.
+    """
+
+    device: str
+    operators: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    backends: tuple[str, ...]
+    grounds: str
+
+
+ORDERS: tuple[Order, ...] = (
+    Order(
+        "cpu",
+        ("depthwise_conv3d", "relu_linear_attention"),
+        (torch.float32,),
+        ("native", "reference", "triton"),
+        "measured on every shape of b1: benchmarks/results; Triton is only interpreted",
+    ),
+    Order(
+        "cpu",
+        OPERATORS,
+        DTYPES,
+        ("native", "reference", "triton"),
+        "unmeasured one by one; by its floor: one pass over memory, where PyTorch makes several",
+    ),
+    # By their floors both fused backends ought to win, native first, as its launches cost less. But
+    # no kernel of ours has ever run on a GPU: they serve who asks for them.
+    Order(
+        "cuda",
+        OPERATORS,
+        DTYPES,
+        ("reference", "native", "triton"),
+        "unmeasured; by their floors native, then Triton ought to win, so ask for them and measure",
+    ),
+)
 
 
 def available_backends(
@@ -143,13 +185,22 @@ def available_backends(
     asked = OPERATORS if operator is None else (operator,)
     return tuple(
         backend
-        for backend in _order(device)
+        for backend in order(asked[0], device, torch.float32).backends
         if all(_REFUSALS[backend](name, device, torch.float32) is None for name in asked)
     )
 
 
-def _order(device: torch.device) -> tuple[str, ...]:
-    return CUDA_ORDER if device.type == "cuda" else ORDER
+def order(operator: str, device: torch.device, dtype: torch.dtype) -> Order:
+    """Returns the order in which backends are asked to serve a call.
+
+    Of devices and dtypes that no line is for, all but the reference refuse: any line does.
+    """
+    fitting = (
+        line
+        for line in ORDERS
+        if line.device == device.type and operator in line.operators and dtype in line.dtypes
+    )
+    return next(fitting, ORDERS[-1])
 
 
 def availability(device: str | torch.device = "cpu") -> list[Availability]:
@@ -166,9 +217,7 @@ def availability(device: str | torch.device = "cpu") -> list[Availability]:
     return rows
 
 
-def refusal(
-    operator: str, backend: str, device: torch.device, dtype: torch.dtype
-) -> str | None:
+def refusal(operator: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Returns why a backend cannot serve an operator on a device and dtype, or None."""
     return _REFUSALS[backend](operator, device, dtype)
 
@@ -197,9 +246,8 @@ def _select(operator: str, backend: str | None, device: torch.device, dtype: tor
         backend = os.environ.get(ENVIRONMENT) or None
         origin = ENVIRONMENT
     if backend is None:
-        return next(
-            name for name in _order(device) if _REFUSALS[name](operator, device, dtype) is None
-        )
+        names = order(operator, device, dtype).backends
+        return next(n for n in names if _REFUSALS[n](operator, device, dtype) is None)
     if backend not in NAMES:
         raise ValueError(
             f"{operator}: {origin} must be one of {', '.join(map(repr, NAMES))}, got {backend!r}"

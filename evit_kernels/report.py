@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,19 +28,18 @@ class Report:
     failure: str | None
 
     def __str__(self) -> str:
-        """One fact a line, then a table with one line for every operator, device and backend."""
-        width = max(len(name) for name, _ in self.facts)
-        lines = [f"{name:{width}}  {value}" for name, value in self.facts]
-        table = [("operator", "device", "backend", "available")]
+        """One fact a line; who is available for every operator; who is asked first, and why."""
+        rows = [("operator", "device", "backend", "available")]
         for row in self.rows:
             answer = "yes" if row.available else f"no: {row.reason}"
-            table.append((row.operator, row.device, row.backend, answer))
-        widths = [max(len(cells[i]) for cells in table) for i in range(3)]
-        lines.append("")
-        for cells in table:
-            start = "  ".join(cell.ljust(size) for cell, size in zip(cells, widths, strict=False))
-            lines.append(f"{start}  {cells[3]}")
-        return "\n".join(lines)
+            rows.append((row.operator, row.device, row.backend, answer))
+        orders = [("device", "operators", "dtypes", "order", "because")]
+        for line in backends.ORDERS:
+            operators = _any_or(line.operators, backends.OPERATORS)
+            dtypes = _any_or([str(x).removeprefix("torch.") for x in line.dtypes], backends.DTYPES)
+            order = ", ".join(line.backends)
+            orders.append((line.device, operators, dtypes, order, line.grounds))
+        return "\n\n".join(map(_aligned, (self.facts, rows, orders)))
 
 
 def collect() -> Report:
@@ -59,12 +59,23 @@ def collect() -> Report:
         ("CUDA", torch.cuda.get_device_name() if cuda else "torch sees no device"),
         ("CUDA kernels", _cuda_kernels()),
         ("Triton", backends.triton_failure() or backends.triton_version()),
-        ("order on CPUs", ", ".join(backends.ORDER)),
-        ("order on GPUs", f"{', '.join(backends.CUDA_ORDER)} (by no measurement yet)"),
         ("EVIT_BACKEND", os.environ.get("EVIT_BACKEND") or "not set"),
     )
     rows = tuple(row for device in ("cpu", "cuda") for row in backends.availability(device))
     return Report(facts, rows, failure)
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> str:
+    """Returns lines whose columns, but the last, are as wide as their widest cells."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)][:-1]
+    return "\n".join(
+        "  ".join([*(cell.ljust(size) for cell, size in zip(row, widths, strict=False)), row[-1]])
+        for row in table
+    )
+
+
+def _any_or(chosen: Sequence[str], every: Sequence[object]) -> str:
+    return "any" if len(chosen) == len(every) else ", ".join(chosen)
 
 
 def _core() -> tuple[str | None, tuple[tuple[str, str], ...]]:

@@ -149,12 +149,6 @@ def test_output_and_gradient_keep_the_layout_without_copies(planar: bool) -> Non
     assert y.stride() == grad.stride() == x.stride()
 
 
-def test_on_gpus_the_plain_kernels_are_not_the_automatic_choice() -> None:
-    names = backends._order(torch.device("cuda"))
-    assert names[0] == "reference"
-    assert set(names) == set(backends.NAMES)
-
-
 def test_a_missing_build_is_a_reason_not_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = _native.importlib.util.find_spec
     monkeypatch.setattr(

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,27 @@ def test_prints_the_state_of_everything() -> None:
         answers = [line.split() for line in result.stdout.splitlines() if operator in line]
         served = {words[2]: words[3] for words in answers if words[1] == "cpu"}
         assert served == {"reference": "yes", "native": "yes", "triton": "no:"}
+
+
+def test_prints_who_is_asked_first_and_on_what_grounds() -> None:
+    shown = str(report.collect())
+    header, *lines = shown.split("\n\n")[2].splitlines()
+    assert header.split() == ["device", "operators", "dtypes", "order", "because"]
+    for line, order in zip(lines, backends.ORDERS, strict=True):
+        assert line.startswith(order.device)
+        assert line.endswith(f"{', '.join(order.backends)}  {order.grounds}")
+        assert order.grounds.startswith(("measured", "unmeasured"))
+        assert set(order.backends) == set(backends.NAMES)
+
+
+def test_what_was_not_measured_on_gpus_is_not_the_automatic_choice() -> None:
+    measured = next(line for line in backends.ORDERS if line.grounds.startswith("measured"))
+    for device in ("cpu", "cuda"):
+        for operator, dtype in product(backends.OPERATORS, backends.DTYPES):
+            order = backends.order(operator, torch.device(device), dtype)
+            assert order.backends[0] == ("native" if device == "cpu" else "reference")
+            known = operator in measured.operators and dtype == torch.float32
+            assert (order is measured) == (known and device == "cpu")
 
 
 def test_every_refusal_has_a_reason() -> None:
