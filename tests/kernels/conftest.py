@@ -60,20 +60,20 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = [*INSTRUCTION_SETS, *([EMULATED] if operator else []), *places]
         metafunc.parametrize("instruction_set", names, indirect=True, ids=str)
     elif places:
-        metafunc.fixturenames.append("place")
         metafunc.parametrize("place", [None, *places], indirect=True, ids=lambda p: str(p or "cpu"))
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def place(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The CPU as ever, or a placement, in use during the test."""
-    with placement.in_use(request.param) if request.param else nullcontext():
+    """The CPU as ever, or a placement, in use during the test, which need not name it."""
+    chosen = getattr(request, "param", None)
+    with placement.in_use(chosen) if chosen else nullcontext():
         yield
 
 
 @pytest.fixture
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that was compiled in and runs here, every placement, in use meanwhile."""
+    """Every instruction set that runs here, and every placement, in use during the test."""
     if isinstance(request.param, Placement):
         with placement.in_use(request.param):
             yield str(request.param)

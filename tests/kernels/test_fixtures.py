@@ -71,6 +71,12 @@ def test_a_placement_gives_its_device_and_its_backend_to_a_test() -> None:
     assert torch.equal(placement.randn(2, 3, seed=1), placement.randn(2, 3, seed=1))
 
 
+@pytest.mark.parametrize("place", [Placement("cpu", "reference")], indirect=True)
+def test_a_placement_is_in_use_in_tests_that_do_not_name_it() -> None:
+    x = torch.randn(1, 4, 2, 3, 3)
+    assert backends.select("depthwise_conv3d", "native", x) == "reference"
+
+
 def test_operators_are_placed_wherever_a_backend_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     served = {"cpu": ("native", "reference"), "cuda": ("reference", "triton", "native")}
     monkeypatch.setattr(placement, "available_backends", lambda device, _: served[device])
