@@ -18,10 +18,8 @@ from torch import Tensor
 from evit_kernels import _layout, _triton
 from evit_kernels.relu_linear_attention import triton_kernels as kernels
 
-# What kernels are compiled for, and no launch ever changes: results depend on shapes alone.
-BLOCK = 64  # tokens at a time
 SPLIT = 256  # tokens of one partial sum
-WARPS = 4
+WIDEST = 64  # features of a head: the matrices of wider ones do not fit a multiprocessor
 
 
 class _Heads(NamedTuple):
@@ -130,6 +128,7 @@ def _attend(
     splits = triton.cdiv(tokens, SPLIT)
     partials = state.new_empty((splits, *state.shape))
     options = _options(like, width)
+    blocks = triton.cdiv(tokens, options["BLOCK"])
     with _triton.on_device(like):
         for source in sources:
             _, k, v, _ = source.views
@@ -141,7 +140,6 @@ def _attend(
         _add(partials, state)
         for source in sources:
             q, _, _, output = source.views
-            blocks = triton.cdiv(tokens, BLOCK)
             if source.heads:
                 kernels.attend[(blocks * batch * source.heads,)](
                     *_flat(q, output), state, tokens, blocks, eps, *_place(source, heads), **options
@@ -165,6 +163,7 @@ def _differentiate(
     partials = state.new_empty((splits, *state.shape))
     totals = torch.empty_like(state)
     options = _options(like, width)
+    blocks = triton.cdiv(tokens, options["BLOCK"])
     with _triton.on_device(like):
         for source, needed in sources:
             q, _, _, grad, grad_q, _, _ = source.views
@@ -180,7 +179,6 @@ def _differentiate(
             _add(partials, totals)
         for source, needed in sources:
             _, k, v, _, _, grad_k, grad_v = source.views
-            blocks = triton.cdiv(tokens, BLOCK)
             if source.heads and (needed[1] or needed[2]):
                 kernels.key_value_gradients[(blocks * batch * source.heads,)](
                     *_flat(k, v, grad_k, grad_v),
@@ -195,18 +193,26 @@ def _add(partials: Tensor, total: Tensor) -> None:
     entries = total.numel()
     programs = triton.cdiv(entries, _triton.ENTRIES)
     kernels.add_splits[(programs,)](
-        *(partials, total, entries, partials.shape[0]), BLOCK=_triton.ENTRIES, num_warps=WARPS
+        *(partials, total, entries, partials.shape[0]), BLOCK=_triton.ENTRIES
     )
 
 
 def _options(like: Tensor, width: int) -> dict[str, Any]:
+    """What kernels are compiled for. Tokens at a time and warps are those that spill nothing."""
+    if width > WIDEST:
+        raise RuntimeError(
+            f"relu_linear_attention: backend 'triton' has kernels for heads of at most {WIDEST} "
+            f"features, got {width}; backend='reference' serves any"
+        )
+    padded = max(16, triton.next_power_of_2(width))
+    exact = like.dtype == torch.float32
     return {
         "WIDTH": width,
-        "PADDED": max(16, triton.next_power_of_2(width)),
-        "BLOCK": BLOCK,
+        "PADDED": padded,
+        "BLOCK": 32 if padded == 64 else 64,
         "SPLIT": SPLIT,
-        "EXACT": like.dtype == torch.float32,
-        "num_warps": WARPS,
+        "EXACT": exact,
+        "num_warps": 8 if padded == 64 or (padded == 32 and exact) else 4,
     }
 
 
