@@ -91,6 +91,19 @@ def test_who_cannot_do_the_work_is_absent_unless_it_is_ours() -> None:
         gpu_peers.checked({"ours": lambda: lambda: wrong}, lambda: right.double(), 1e-3, "case")
 
 
+def test_triton_is_a_peer_where_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    import gpu_peers
+
+    monkeypatch.setattr(gpu_peers, "available_backends", lambda *_: ("reference", "triton"))
+    assert gpu_peers.peers_of("relu_linear_attention", "cuda")[:2] == [
+        "ours Triton",
+        "PyTorch NCDHW",
+    ]
+    monkeypatch.setattr(gpu_peers, "available_backends", lambda *_: ("native", "triton"))
+    names = gpu_peers.peers_of("depthwise_conv3d", "cuda")
+    assert names[:3] == ["ours", "ours NCDHW", "ours Triton"]
+
+
 def test_a_spent_budget_skips_what_is_left() -> None:
     done = _pytest(
         str(BENCHMARKS / "bench_gpu_relu_linear_attention.py"),

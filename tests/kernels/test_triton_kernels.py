@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -163,3 +164,18 @@ def test_heads_whose_matrices_do_not_fit_are_refused() -> None:
     q = torch.randn(1, 1, 4, 80)
     with pytest.raises(RuntimeError, match="heads of at most 64 features, got 80; backend='ref"):
         attention.forward(q, q, q, 1e-15)
+
+
+@needs_triton
+def test_the_table_of_tiles_is_whole_and_measured_on_a_gpu_only(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(HERE.parent.parent / "benchmarks"))
+    maker = importlib.import_module("triton_tiles")
+    table = json.loads(maker.TABLE.read_text())
+    assert set(table["tiles"]) == {str(key) for key in maker.keys(maker.ARCHITECTURES)}
+    assert "measured" in table["found"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["triton_tiles.py"])
+    assert maker.main() == 2
+    assert "no CUDA device" in capsys.readouterr().out
