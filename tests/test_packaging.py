@@ -63,6 +63,10 @@ def test_wheel_holds_both_packages_with_their_types(wheel: list[str]) -> None:
         assert sources <= set(wheel)
 
 
+def test_wheel_holds_the_tiles_of_triton_kernels(wheel: list[str]) -> None:
+    assert "evit_kernels/depthwise_conv3d/triton_tiles.json" in wheel
+
+
 def test_wheel_holds_the_core_and_nothing_else(wheel: list[str]) -> None:
     assert any(name.startswith("evit_kernels/_core.") for name in wheel)
     others = [n for n in wheel if not n.startswith(("evit_kernels/", "evit_models/", "evit-"))]
