@@ -61,7 +61,7 @@ def in_use(placement: Placement) -> Iterator[None]:
     def redirected(
         operator: str, backend: str | None, device: torch.device, dtype: torch.dtype
     ) -> str:
-        if backend == "native":
+        if backend in (None, "native"):
             refusal = backends.refusal(operator, placement.backend, device, dtype)
             if refusal is not None:
                 _give_up(f"{placement}: {refusal}")
@@ -69,7 +69,6 @@ def in_use(placement: Placement) -> Iterator[None]:
         return select(operator, backend, device, dtype)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(backends.ENVIRONMENT, placement.backend)
         patch.setattr(backends, "_select", redirected)
         # Else PyTorch's float32 has the digits of TF32, and ours could be as bad.
         patch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -94,8 +94,9 @@ def test_what_a_placement_refuses_is_skipped_in_words(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(backends, "refusal", refuse)
     x = torch.randn(1, 4, 2, 3, 3)
-    with (
-        placement.in_use(Placement("cpu", "triton")),
-        pytest.raises(pytest.skip.Exception, match="cpu-triton: not these tensors"),
-    ):
-        backends.select("depthwise_conv3d", "native", x)
+    for asked in (None, "native"):
+        with (
+            placement.in_use(Placement("cpu", "triton")),
+            pytest.raises(pytest.skip.Exception, match="cpu-triton: not these tensors"),
+        ):
+            backends.select("depthwise_conv3d", asked, x)
