@@ -27,13 +27,14 @@ CPU = torch.device("cpu")
 MISSING = backends.triton_failure()
 needs_triton = pytest.mark.skipif(MISSING is not None, reason=MISSING or "")
 
-# Operator tests that the interpreter runs, for it takes a thousand times a GPU's time. Left out are
-# float64, which these kernels refuse, larger shapes, random calls, and bfloat16 numbers that must
-# survive bit by bit: the interpreter loses some.
+# Operator tests that the interpreter runs: those that tell much in little time, for it is slow.
+# Left out are float64, which these kernels refuse, larger shapes, random calls, and bfloat16
+# numbers that must survive bit by bit: the interpreter loses some.
 SELECTED = {
     "test_depthwise_conv3d_windows.py": "",
     "test_depthwise_conv3d_accuracy.py": (
-        "(that_of_pytorch and torch.float32 and s222) or (every_activation and bfloat16)"
+        "(that_of_pytorch and torch.float32 and 3x3x3s222)"
+        " or (every_activation and bfloat16 and not relu)"
     ),
     "test_depthwise_conv3d_values.py": "become_infinite",
     "test_relu_linear_attention.py": (
@@ -58,7 +59,7 @@ def test_operator_tests_pass_on_interpreted_kernels() -> None:
     assert answer.returncode == 0, answer.stdout[-4000:] + answer.stderr
     summary = answer.stdout.splitlines()[-1]
     assert "skipped" not in summary, answer.stdout
-    assert int(summary.split()[0]) > 50
+    assert int(summary.split()[0]) > 40, summary
 
 
 @needs_triton
