@@ -1,0 +1,12 @@
+"""Datasets of clips: real files by list, folder or EPIC-Kitchens, and clips made on the spot."""
+
+from .base import ClipDataset, DatasetError, Sample, TooManyBadVideos
+from .dummy import DummyClips
+
+__all__ = [
+    "ClipDataset",
+    "DatasetError",
+    "DummyClips",
+    "Sample",
+    "TooManyBadVideos",
+]
