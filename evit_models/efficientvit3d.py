@@ -115,6 +115,9 @@ class EfficientViT3D(nn.Module):
         config: the arguments above, but for the backend, as plain values;
             `EfficientViT3D(**config)` builds the same network.
         default_cfg: what the network expects of its input, in timm's words.
+        data_cfg: what training knew of its data, over the defaults of `default_cfg`: "input_size",
+            "stride" (frames from one to the next, None where clips spread over the video), "mean",
+            "std", "class_names", and "heads" (classes by head, where the outputs are of several).
         num_features: channels of the last stage. head_hidden_size: inputs of the classifier.
         feature_info: channels, spatial and temporal reduction of what `forward_features` returns.
         load_report: what the last checkpoint gave, None while all weights are random.
@@ -166,6 +169,7 @@ class EfficientViT3D(nn.Module):
         self.num_features = variant.widths[-1]
         self.head_hidden_size = variant.head_widths[-1]
         self.temporal_strides = strides
+        self.data_cfg: dict[str, Any] = {}
         self.config: dict[str, Any] = {
             "name": name,
             "num_classes": num_classes,
@@ -244,6 +248,8 @@ class EfficientViT3D(nn.Module):
             init_tensor(name, tensor)
         self.head.classifier = layer.train(self.training)
         self.num_classes = self.config["num_classes"] = num_classes
+        for name in ("class_names", "heads"):
+            self.data_cfg.pop(name, None)
 
     def set_epsilons(self, attention: float, head_norm: float) -> None:
         """Sets the epsilon of every attention and of the head's batch norm: projects differ."""
@@ -283,6 +289,7 @@ class EfficientViT3D(nn.Module):
             "num_classes": self.num_classes,
             "first_conv": "stem.downsample.conv",
             "classifier": "head.classifier",
+            **self.data_cfg,
         }
 
     @property

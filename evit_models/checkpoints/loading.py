@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from evit_models.blocks import ATTENTION_EPS
+from evit_models.checkpoints.data import check_data_cfg
 from evit_models.checkpoints.identify import EXPECTED, describe, identify_variant, recognise
 from evit_models.checkpoints.keys import to_ours
 from evit_models.checkpoints.reading import Checkpoint, CheckpointError, read_checkpoint
@@ -124,10 +125,14 @@ def _load(model: EfficientViT3D, checkpoint: Checkpoint, inflation: str) -> Load
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(f"{checkpoint.path}: {'; '.join(problems[:5])}{more}")
     epsilons = _epsilons(model, source, checkpoint)
+    # A fresh classifier has other classes than the file's names say.
+    fresh = any(name.startswith("head.classifier.") for name in (*skipped, *missing))
+    data_cfg = check_data_cfg(checkpoint, None if fresh else model.num_classes)
     with torch.no_grad():
         for name, value in values.items():
             state[name].copy_(value)
     model.set_epsilons(*epsilons)
+    model.data_cfg = data_cfg
     loaded = tuple(name for name in values if name not in inflated)
     report = LoadReport(
         str(checkpoint.path),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 FOLDER_FILE = "model.safetensors"
 METADATA_KEY = "evit_models"  # in a safetensors header: the model's configuration as JSON
+DATA_KEY = "evit_data"  # there too: what it knows of its data, `EfficientViT3D.data_cfg`
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 # Where training scripts put the weights inside a checkpoint, the averaged ones last.
@@ -47,11 +48,12 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a file by the file's names, and the configuration that this package stored."""
+    """The tensors of a file by the file's names, and the configurations of this package."""
 
     path: Path
     tensors: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -76,28 +78,36 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path}: the file is empty")
     if path.suffix == ".safetensors":
-        tensors, config = _read_safetensors(path)
+        tensors, config, data = _read_safetensors(path)
     else:
-        tensors, config = _find_tensors(path, _read_torch(path)), {}
+        tensors, config, data = _find_tensors(path, _read_torch(path)), {}, {}
     for name, tensor in tensors.items():
         _check_storage(path, name, tensor)
-    return Checkpoint(path, _without_prefixes(tensors), config)
+    return Checkpoint(path, _without_prefixes(tensors), config, data)
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
+    return (
+        tensors,
+        _json_object(path, metadata, METADATA_KEY),
+        _json_object(path, metadata, DATA_KEY),
+    )
+
+
+def _json_object(path: Path, metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
-        config = json.loads(metadata.get(METADATA_KEY, "{}"))
+        value = json.loads(metadata.get(key, "{}"))
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path}: its configuration is not JSON: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise CheckpointError(f"{path}: its configuration is not a JSON object")
-    return tensors, config
+    return value
 
 
 def _read_torch(path: Path) -> object:

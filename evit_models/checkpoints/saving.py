@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import save
 
-from evit_models.checkpoints.reading import FOLDER_FILE, METADATA_KEY
+from evit_models.checkpoints.reading import DATA_KEY, FOLDER_FILE, METADATA_KEY
 
 if TYPE_CHECKING:
     from evit_models.efficientvit3d import EfficientViT3D
@@ -20,9 +20,10 @@ CONFIG_FILE = "config.json"
 def save_checkpoint(model: EfficientViT3D, path: str | os.PathLike[str]) -> Path:
     """Writes a model's weights as safetensors, and its configuration beside them as config.json.
 
-    The configuration also stands in the header of the weights file, which is what `load_model` and
-    `create_model(name, pretrained=path)` read. Each file is written under another name, flushed to
-    the disk, and only then renamed: a crash leaves the old file or the new one, never half of one.
+    The configuration, and what the model knows of its data, also stand in the header of the weights
+    file, which is what `load_model` and `create_model(name, pretrained=path)` read. Each file is
+    written under another name, flushed to the disk, and only then renamed: a crash leaves the old
+    file or the new one, never half of one.
 
     Args:
         model: its parameters and buffers are stored in their dtype, contiguous.
@@ -42,7 +43,11 @@ def save_checkpoint(model: EfficientViT3D, path: str | os.PathLike[str]) -> Path
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(model.config)}
+    metadata = {
+        "format": "pt",
+        METADATA_KEY: json.dumps(model.config),
+        DATA_KEY: json.dumps(model.data_cfg),
+    }
     description = {"architecture": model.name, **model.config, "default_cfg": model.default_cfg}
     _write(path, save(tensors, metadata))
     _write(path.with_name(CONFIG_FILE), (json.dumps(description, indent=2) + "\n").encode())
