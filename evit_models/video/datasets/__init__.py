@@ -2,11 +2,13 @@
 
 from .base import ClipDataset, DatasetError, Sample, TooManyBadVideos
 from .dummy import DummyClips
+from .motion import MotionClips
 
 __all__ = [
     "ClipDataset",
     "DatasetError",
     "DummyClips",
+    "MotionClips",
     "Sample",
     "TooManyBadVideos",
 ]

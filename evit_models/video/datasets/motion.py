@@ -1,0 +1,184 @@
+"""Clips made on the spot whose label is in the order of their frames, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evit_models.video.seeds import sample_generator
+from evit_models.video.transform import IMAGENET_MEAN, IMAGENET_STD
+from evit_models.video.writer import write_video
+
+from .base import ClipDataset, Sample
+from .motion_scenes import Renderer
+
+__all__ = ["KINDS", "MotionClips"]
+
+#: The kinds of motion, and their classes: each names a machine and the step of its phase per frame.
+#: The step of "fast" depends on the number of frames, see `_fast_step`.
+KINDS: dict[str, dict[str, tuple[str, int | None]]] = {
+    "direction": {
+        "left": ("belt", -1),
+        "right": ("belt", 1),
+        "up": ("lift", -1),
+        "down": ("lift", 1),
+    },
+    "speed": {"slow": ("wheel", 1), "fast": ("wheel", None)},
+    "depth": {"approach": ("tunnel", 1), "recede": ("tunnel", -1)},
+    "order": {"open": ("door", 1), "close": ("door", -1)},
+}
+
+_SPLITS = ("train", "validation", "test")
+_TEXTURES = 16  # streams of random numbers: scenes take those of _SPLITS, textures those from here
+
+
+class MotionClips(ClipDataset):
+    """Little machines before a textured wall: one runs, the others tremble; which, and which way?
+
+    The classes are those of ``kinds``: left, right, up, down ("direction"), slow, fast ("speed"),
+    approach, recede ("depth"), open, close ("order"). By default all ten.
+
+    A scene is rendered to a bag of ``frames`` frames before any label is known; in it each machine
+    takes every phase once, in a random order of its own. The label sorts the bag by one machine's
+    phase, upwards or downwards, or in steps of more than one for "fast". Of C classes, samples
+    k * C to (k + 1) * C - 1 are one bag in C orders. So no function of the unordered frames is
+    better than chance, not even on clips that it was trained on. Since every machine's phases begin
+    anywhere, neither is a function of the t-th frame alone.
+
+    ``split`` ("train", "validation", "test") have scenes and textures of their own. With
+    ``training`` (default: for the split "train") samples are (3, T, H, W) and every epoch draws new
+    scenes; else they are one view, (1, 3, T, H, W), the same in every epoch. ``clips`` is the
+    number of samples, best a multiple of the number of classes. A 64 x 64 clip of 8 frames takes
+    about a millisecond.
+
+    Raises: ValueError for unknown splits or kinds, for sizes below 16 and fewer than 5 frames, and
+    for "speed" in 6 frames, where fast cannot be told from slow backwards.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        clips: int = 1000,
+        frames: int = 8,
+        size: int = 64,
+        seed: int = 0,
+        kinds: Sequence[str] = tuple(KINDS),
+        *,
+        training: bool | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        if split not in _SPLITS:
+            raise ValueError(f"MotionClips: split is {split!r}, expected one of {_SPLITS}")
+        super().__init__(training=split == "train" if training is None else training, seed=seed)
+        self._check(clips, frames, size, kinds)
+        classes = {name: KINDS[kind][name] for kind in kinds for name in KINDS[kind]}
+        fast = _fast_step(frames)
+        self.num_classes: int = len(classes)
+        self.class_names: list[str] = list(classes)
+        self.labels: list[int] = [index % len(classes) for index in range(clips)]
+        machines = tuple(dict.fromkeys(machine for machine, _ in classes.values()))
+        self._orders = [
+            (machines.index(machine), fast if step is None else step)
+            for machine, step in classes.values()
+        ]
+        self._stream = _SPLITS.index(split)
+        textures = sample_generator(seed, 0, 0, _TEXTURES + self._stream)
+        self._renderer = Renderer(machines, frames, size, textures)
+        self._scale = (1 / (255 * np.asarray(std, dtype=np.float64))).astype(np.float32)
+        self._shift = (-np.asarray(mean) / np.asarray(std)).astype(np.float32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        frames = self.frames(index)
+        # Channels first while the pixels are still bytes: a quarter of the memory to turn over.
+        pixels = np.ascontiguousarray(frames.transpose(3, 0, 1, 2)).astype(np.float32)
+        pixels *= self._scale[:, None, None, None]
+        pixels += self._shift[:, None, None, None]
+        video = torch.from_numpy(pixels)
+        return Sample(
+            video=video if self.training else video[None],
+            label=self.labels[index],
+            index=index,
+            valid=True,
+            source=f"motion {index}",
+            error="",
+        )
+
+    def frames(self, index: int) -> NDArray[np.uint8]:
+        """The frames of one sample as they would be filmed, uint8 (T, H, W, 3)."""
+        self._check_index(index)
+        epoch = self.epoch if self.training else 0
+        scene = index // self.num_classes
+        bag, phases = self._renderer.bag(sample_generator(self.seed, epoch, scene, self._stream))
+        machine, step = self._orders[self.labels[index]]
+        return bag[_shown(phases[machine], step)]
+
+    def write(
+        self, folder: str | PathLike[str], *, fps: float = 8, options: dict[str, str] | None = None
+    ) -> Path:
+        """Write every clip as an mp4, a list of them (`VideoList`) and the names of the classes.
+
+        Files in ``folder``: ``00000.mp4`` and so on, ``list.txt`` (``path label`` lines),
+        ``classes.txt`` (a name a line) and ``classes.json`` (a list). ``options`` go to the
+        encoder.
+
+        Returns: the path of the list.
+        Raises: OSError where the folder cannot be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = []
+        for index, label in enumerate(self.labels):
+            name = f"{index:05d}.mp4"
+            write_video(folder / name, self.frames(index), fps, options=options or {"crf": "16"})
+            lines.append(f"{name} {label}\n")
+        names = self.class_names
+        (folder / "classes.txt").write_text("".join(f"{n}\n" for n in names), encoding="utf-8")
+        (folder / "classes.json").write_text(json.dumps(names), encoding="utf-8")
+        listing = folder / "list.txt"
+        listing.write_text("".join(lines), encoding="utf-8")
+        return listing
+
+    @staticmethod
+    def _check(clips: int, frames: int, size: int, kinds: Sequence[str]) -> None:
+        unknown = [kind for kind in kinds if kind not in KINDS]
+        if unknown or not kinds or isinstance(kinds, str):
+            raise ValueError(f"MotionClips: kinds is {kinds!r}, expected some of {tuple(KINDS)}")
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"MotionClips: kinds is {kinds!r}, with one of them twice")
+        for name, value, least in (("clips", clips, 1), ("frames", frames, 5), ("size", size, 16)):
+            if value < least:
+                raise ValueError(f"MotionClips: {name} is {value}, expected {least} or more")
+        if "speed" in kinds and _fast_step(frames) is None:
+            raise ValueError(
+                "MotionClips: frames is 6, expected 5, 7 or more for the kind 'speed'"
+            )
+
+
+def _fast_step(frames: int) -> int | None:
+    """Phases per frame of the fast wheel, about 3; None where there is no such step.
+
+    It shares no factor with ``frames``, so that every phase is shown once, and is below half of
+    them, beyond which a wheel seems to turn the other way.
+    """
+    steps = [s for s in range(2, (frames + 1) // 2) if math.gcd(s, frames) == 1]
+    return min(steps, key=lambda step: (abs(step - 3), step), default=None)
+
+
+def _shown(phases: NDArray[np.int64], step: int | None) -> NDArray[np.int64]:
+    """Positions in the bag in the order shown: the phase grows by ``step`` a frame, modulo T."""
+    assert step is not None, "checked in the constructor"
+    frames = phases.size
+    start = 0 if step > 0 else frames - 1
+    wanted = (start + step * np.arange(frames)) % frames
+    return np.argsort(phases)[wanted]

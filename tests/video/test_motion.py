@@ -1,0 +1,158 @@
+"""Motion clips: time decides the label, single frames say nothing of it, files keep it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from evit_models.video import VideoReader
+from evit_models.video.datasets import MotionClips
+
+NAMES = ["left", "right", "up", "down", "slow", "fast", "approach", "recede", "open", "close"]
+
+
+def _bag(frames: NDArray[np.uint8]) -> list[bytes]:
+    return sorted(frame.tobytes() for frame in frames)
+
+
+@pytest.mark.parametrize("frames", [5, 8, 9, 16])
+def test_all_classes_show_exactly_the_same_frames(frames: int) -> None:
+    data = MotionClips("train", 30, frames, 32)
+    assert data.class_names == NAMES
+    for scene in range(3):
+        clips = [data.frames(10 * scene + label) for label in range(10)]
+        assert all(_bag(clip) == _bag(clips[0]) for clip in clips)
+        assert len({clip.tobytes() for clip in clips}) == 10
+    assert _bag(data.frames(0)) != _bag(data.frames(10))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("left", "right"), ("up", "down"), ("approach", "recede"), ("open", "close")]
+)
+def test_opposites_are_each_other_backwards(one: str, other: str) -> None:
+    data = MotionClips("train", 20, 8, 32)
+    for scene in (0, 10):
+        forwards = data.frames(scene + NAMES.index(one))
+        assert np.array_equal(forwards[::-1], data.frames(scene + NAMES.index(other)))
+
+
+def test_fast_is_slow_in_steps_that_meet_every_frame() -> None:
+    data = MotionClips("train", 10, 8, 32, kinds=("speed",))
+    slow, fast = data.frames(0), data.frames(1)
+    assert np.array_equal(fast, slow[3 * np.arange(8) % 8])
+
+
+def test_the_runner_moves_by_the_same_step_and_the_others_do_not() -> None:
+    """A belt's columns move one step a frame in the classes left and right, and in no other."""
+    data = MotionClips("test", 400, 8, 64, kinds=("direction",), seed=3)
+    found = dict.fromkeys(data.class_names, 0)
+    for index, label in enumerate(data.labels):
+        clip = data.frames(index).astype(np.float32).mean(axis=-1)
+        # By how far a still wall would have to move: the best of all shifts, frame by frame.
+        energy = {}
+        for name, (rows, columns) in {
+            "left": (0, -2), "right": (0, 2), "up": (-2, 0), "down": (2, 0),
+        }.items():  # fmt: skip
+            moved = np.roll(clip[:-1], (rows, columns), axis=(1, 2))
+            still = np.abs(clip[1:] - clip[:-1])
+            # Pixels that this motion explains and rest does not.
+            energy[name] = np.maximum(0, still - np.abs(clip[1:] - moved)).min(axis=0).sum()
+        guess = max(energy, key=energy.get)
+        found[guess] += guess == data.class_names[label]
+    assert sum(found.values()) >= 0.9 * len(data), found
+
+
+def test_no_frame_by_itself_tells_the_class() -> None:
+    """The t-th frame has the same law in all classes: here its mean, and the door's pixels."""
+    data = MotionClips("train", 3000, 8, 16, kinds=("order",))
+    clips = np.stack([data.frames(index) for index in range(len(data))]).astype(np.float64)
+    labels = np.array(data.labels)
+    for t in (0, 3, 7):
+        frames = clips[:, t].reshape(len(data), -1)
+        apart = frames[labels == 0].mean(axis=0) - frames[labels == 1].mean(axis=0)
+        # The standard error of such a difference; of 768 pixels none should be past 5 of them.
+        error = frames.std(axis=0) * (2 / (len(data) / 2)) ** 0.5
+        assert np.abs(apart / error).max() < 5
+
+
+def test_samples_depend_on_seed_epoch_and_index_alone() -> None:
+    one, two = (MotionClips("train", 20, 8, 32, seed=7) for _ in range(2))
+    list(one)
+    assert torch.equal(one[13]["video"], two[13]["video"])
+    before = two[13]["video"]
+    two.set_epoch(1)
+    assert not torch.equal(before, two[13]["video"])
+    two.set_epoch(0)
+    assert torch.equal(before, two[13]["video"])
+    assert not torch.equal(before, MotionClips("train", 20, 8, 32, seed=8)[13]["video"])
+
+
+def test_held_out_clips_are_the_same_in_every_epoch_and_not_those_of_training() -> None:
+    held_out = MotionClips("validation", 20, 8, 32)
+    first = held_out[3]["video"]
+    held_out.set_epoch(5)
+    assert torch.equal(first, held_out[3]["video"])
+    assert first.shape == (1, 3, 8, 32, 32)
+    assert not torch.equal(first[0], MotionClips("train", 20, 8, 32)[3]["video"])
+    assert not torch.equal(first, MotionClips("test", 20, 8, 32)[3]["video"])
+
+
+def test_pixels_are_normalised_as_asked() -> None:
+    data = MotionClips("train", 4, 8, 32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+    mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)))
+    plain = torch.from_numpy(data.frames(2)).permute(3, 0, 1, 2) / 255
+    sample = data[2]
+    torch.testing.assert_close(sample["video"], (plain - mean) / std)
+    assert sample["label"] == 2
+    assert sample["video"].is_contiguous()
+
+
+def test_kinds_choose_classes_and_machines() -> None:
+    data = MotionClips("train", 12, 8, 32, kinds=("order", "depth"))
+    assert data.class_names == ["open", "close", "approach", "recede"]
+    assert data.num_classes == 4
+    assert data.labels == [0, 1, 2, 3] * 3
+    assert _bag(data.frames(0)) == _bag(data.frames(3))
+
+
+def test_written_files_show_the_same_clips(tmp_path: Path) -> None:
+    data = MotionClips("test", 12, 8, 64)
+    listing = data.write(tmp_path / "motion")
+    lines = listing.read_text().splitlines()
+    assert lines[11] == "00011.mp4 1"
+    assert (listing.parent / "classes.txt").read_text().split() == NAMES
+    for index in (0, 11):
+        with VideoReader(listing.parent / f"{index:05d}.mp4") as reader:
+            frames = np.stack(list(reader)).astype(np.float64)
+        apart = np.abs(frames - data.frames(index)).mean()
+        assert frames.shape == (8, 64, 64, 3)
+        # Halved colours cost most; a wrong order or clip would be some 30 apart.
+        assert apart < 18
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"split": "all"}, "split is 'all', expected one of"),
+        ({"kinds": ("speed", "colour")}, "kinds is .*, expected some of"),
+        ({"kinds": "speed"}, "kinds is 'speed', expected some of"),
+        ({"kinds": ()}, "expected some of"),
+        ({"kinds": ("order", "order")}, "twice"),
+        ({"clips": 0}, "clips is 0, expected 1 or more"),
+        ({"size": 8}, "size is 8, expected 16 or more"),
+        ({"frames": 4}, "frames is 4, expected 5 or more"),
+        ({"frames": 6}, "frames is 6, expected 5, 7 or more for the kind 'speed'"),
+    ],
+)
+def test_mistakes_are_named(arguments: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        MotionClips(**arguments)  # type: ignore[arg-type]
+
+
+def test_six_frames_do_without_speed() -> None:
+    kinds = ("direction", "depth", "order")
+    assert MotionClips("train", 8, 6, 16, kinds=kinds)[7]["video"].shape[1] == 6
