@@ -14,10 +14,11 @@ import click
 
 from evit_models.cli.bench import bench
 from evit_models.cli.classify import classify
-from evit_models.cli.common import UserError, debug_option, failures
+from evit_models.cli.common import UserError, debug_option, failures, unlucky
 from evit_models.cli.demo import demo
 from evit_models.cli.info import info
 from evit_models.cli.models import models
+from evit_models.cli.train import train
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,12 +26,12 @@ from evit_models.cli.models import models
 @debug_option
 @click.pass_context
 def evit(context: click.Context) -> None:
-    """Video classification on fused kernels: look, classify, measure."""
+    """Video classification on fused kernels: look, classify, train, measure."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
 
-for _command in (info, models, classify, bench, demo):
+for _command in (info, models, classify, train, bench, demo):
     evit.add_command(_command)
 
 
@@ -65,6 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, failures()):
             _say(f"error: {error}", debug)
             return UserError.exit_code
+        if isinstance(error, unlucky()):
+            _say(f"error: {error}", debug)
+            return 1
         hint = "" if debug else " (--debug shows where)"
         _say(f"error: {type(error).__name__}: {error}{hint}", debug)
         return 1

@@ -27,9 +27,18 @@ class UserError(click.UsageError):
 def failures() -> tuple[type[Exception], ...]:
     """Errors of the library that are about the user's files, so no traceback is of use."""
     from evit_models import CheckpointError
+    from evit_models.training.errors import ConfigError
     from evit_models.video import VideoError
+    from evit_models.video.datasets import DatasetError
 
-    return (CheckpointError, VideoError)
+    return (CheckpointError, ConfigError, DatasetError, VideoError)
+
+
+def unlucky() -> tuple[type[Exception], ...]:
+    """Errors that are nobody's mistake, but say all there is to say."""
+    from evit_models.training.errors import TrainingError
+
+    return (TrainingError,)
 
 
 def debug_option(command: Decorated) -> Decorated:

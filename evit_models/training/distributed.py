@@ -1,0 +1,119 @@
+"""One process without a launcher, several with torchrun: the rest of the loop sees `Ranks`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from evit_models.training.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all that train together.
+
+    Args:
+        rank, world: which one this is, and how many there are.
+        device: where this process computes.
+    """
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Returns the sum over processes of a tensor, which is changed in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all processes, in the order of ranks."""
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """Returns the first process's value."""
+        values = [value]
+        if self.world > 1:
+            dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
+
+    def copy_from_first(self, tensors: list[Tensor]) -> None:
+        """Gives tensors the first process's values, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """Returns the model with gradients averaged over processes."""
+        if self.world == 1:
+            return model
+        # Without the search for unused parameters, gradients move to other buckets after the first
+        # step; sums over more than two processes would then round differently after a restart.
+        return DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            find_unused_parameters=True,
+        )
+
+
+@contextmanager
+def ranks(device: str = "cpu", timeout: float = 600.0) -> Iterator[Ranks]:
+    """Joins the processes that torchrun started, or is alone; leaves them at the end.
+
+    Args:
+        device: "cpu" or "cuda"; each process takes the GPU of its local rank.
+        timeout: longest wait for another process, in seconds.
+
+    Raises:
+        ConfigError: more local processes than GPUs.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Ranks(device=torch.device(device))
+        return
+    place = torch.device(device)
+    if place.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device: process {local} has no GPU, PyTorch sees {torch.cuda.device_count()}; "
+                "start as many processes as there are GPUs"
+            )
+        place = torch.device("cuda", local)
+        torch.cuda.set_device(place)
+    dist.init_process_group(
+        "nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
+    )
+    yield Ranks(dist.get_rank(), dist.get_world_size(), place)
+    # After an error the others may still wait for this process: only leaving ends that.
+    dist.destroy_process_group()
+
+
+def restart_warning() -> str | None:
+    """Returns why torchrun might not restart this run after a process was killed, or None."""
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if restarts and shared and os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+        return (
+            "torchrun often fails to restart killed processes while they share its store; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
+    return None

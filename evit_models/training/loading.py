@@ -1,0 +1,92 @@
+"""From datasets to batches: workers, their deadline, and what is said when they fail."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from evit_models.training.config import TrainConfig
+from evit_models.training.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    from evit_models.video.datasets import ClipDataset
+
+
+def loader(
+    dataset: ClipDataset, batches: Sequence[Sequence[int]], config: TrainConfig, device: str
+) -> DataLoader[Any]:
+    """Returns the batches of the given clips, read by `config.workers` processes."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=config.workers,
+        timeout=config.worker_timeout if config.workers else 0,
+        pin_memory=device == "cuda",
+    )
+
+
+@contextmanager
+def reading(config: TrainConfig, safe: Callable[[], str]) -> Iterator[None]:
+    """Turns what goes wrong while clips are read into one sentence.
+
+    Args:
+        safe: says what is safe on the disk.
+
+    Raises:
+        TrainingError: a worker was killed, hangs, or met an error that its dataset did not handle.
+    """
+    try:
+        yield
+    except (ConfigError, TrainingError):
+        _end_workers()
+        raise
+    except Exception as error:
+        text = str(error)
+        if "DataLoader" not in text and "DataLoader" not in type(error).__name__:
+            raise
+        _end_workers()
+        if "timed out" in text:
+            what = (
+                f"no batch came within {config.worker_timeout:g} s (worker_timeout): a worker "
+                "hangs, or reading is far too slow"
+            )
+        elif "killed by signal" in text or "exited unexpectedly" in text:
+            what = (
+                f"a worker that reads clips died: {text.splitlines()[0]} A machine short of memory "
+                "kills workers: try fewer (workers)"
+            )
+        else:
+            what = f"reading clips failed: {text.strip().splitlines()[-1]}"
+        raise TrainingError(f"{what}; {safe()}") from error
+
+
+def bottleneck(waiting: float, total: float, workers: int) -> str | None:
+    """Returns advice where more than a third of the time was spent waiting for clips, or None."""
+    share = waiting / total if total else 0.0
+    if share <= 1 / 3:
+        return None
+    return (
+        f"{100 * share:.0f} % of the time went into waiting for clips. What helps: decode the "
+        f"videos once into small ones (evit prepare), more workers (workers, now {workers}), or "
+        "fewer frames"
+    )
+
+
+def move(batch: Any, device: torch.device) -> Any:
+    """Returns a batch with its tensors on a device."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: move(value, device) for key, value in batch.items()}
+    return batch
+
+
+def _end_workers() -> None:
+    """Ends workers that may hang: a stopped process would keep this one from ever leaving."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
