@@ -21,18 +21,18 @@ from .motion_scenes import Renderer
 
 __all__ = ["KINDS", "MotionClips"]
 
-#: The kinds of motion, and their classes: each names a machine and the step of its phase per frame.
+#: The kinds of motion, and their classes: each names what runs and the step of its phase per frame.
 #: The step of "fast" depends on the number of frames, see `_fast_step`.
 KINDS: dict[str, dict[str, tuple[str, int | None]]] = {
     "direction": {
-        "left": ("belt", -1),
-        "right": ("belt", 1),
-        "up": ("lift", -1),
-        "down": ("lift", 1),
+        "left": ("warp", -1),
+        "right": ("warp", 1),
+        "up": ("weft", -1),
+        "down": ("weft", 1),
     },
-    "speed": {"slow": ("wheel", 1), "fast": ("wheel", None)},
-    "depth": {"approach": ("tunnel", 1), "recede": ("tunnel", -1)},
-    "order": {"open": ("door", 1), "close": ("door", -1)},
+    "speed": {"slow": ("sectors", 1), "fast": ("sectors", None)},
+    "depth": {"approach": ("rings", 1), "recede": ("rings", -1)},
+    "order": {"open": ("leaves", 1), "close": ("leaves", -1)},
 }
 
 _SPLITS = ("train", "validation", "test")
@@ -40,17 +40,17 @@ _TEXTURES = 16  # streams of random numbers: scenes take those of _SPLITS, textu
 
 
 class MotionClips(ClipDataset):
-    """Little machines before a textured wall: one runs, the others tremble; which, and which way?
+    """Cloth, a disc and a door before a wall: one thing runs, others tremble; which, and which way?
 
     The classes are those of ``kinds``: left, right, up, down ("direction"), slow, fast ("speed"),
     approach, recede ("depth"), open, close ("order"). By default all ten.
 
-    A scene is rendered to a bag of ``frames`` frames before any label is known; in it each machine
-    takes every phase once, in a random order of its own. The label sorts the bag by one machine's
-    phase, upwards or downwards, or in steps of more than one for "fast". Of C classes, samples
-    k * C to (k + 1) * C - 1 are one bag in C orders. So no function of the unordered frames is
-    better than chance, not even on clips that it was trained on. Since every machine's phases begin
-    anywhere, neither is a function of the t-th frame alone.
+    A scene is rendered to a bag of ``frames`` frames before any label is known; in it each of the
+    things that can run takes every phase once, in a random order of its own. The label sorts the
+    bag by the phase of one of them, upwards or downwards, or in steps of more than one for "fast".
+    Of C classes, samples k * C to (k + 1) * C - 1 are one bag in C orders. So no function of the
+    unordered frames is better than chance, not even on clips that it was trained on. Since phases
+    begin anywhere, neither is a function of the t-th frame alone.
 
     ``split`` ("train", "validation", "test") have scenes and textures of their own. With
     ``training`` (default: for the split "train") samples are (3, T, H, W) and every epoch draws new
@@ -84,14 +84,14 @@ class MotionClips(ClipDataset):
         self.num_classes: int = len(classes)
         self.class_names: list[str] = list(classes)
         self.labels: list[int] = [index % len(classes) for index in range(clips)]
-        machines = tuple(dict.fromkeys(machine for machine, _ in classes.values()))
+        runners = tuple(dict.fromkeys(runner for runner, _ in classes.values()))
         self._orders = [
-            (machines.index(machine), fast if step is None else step)
-            for machine, step in classes.values()
+            (runners.index(runner), fast if step is None else step)
+            for runner, step in classes.values()
         ]
         self._stream = _SPLITS.index(split)
         textures = sample_generator(seed, 0, 0, _TEXTURES + self._stream)
-        self._renderer = Renderer(machines, frames, size, textures)
+        self._renderer = Renderer(runners, frames, size, textures)
         self._scale = (1 / (255 * np.asarray(std, dtype=np.float64))).astype(np.float32)
         self._shift = (-np.asarray(mean) / np.asarray(std)).astype(np.float32)
 
@@ -120,8 +120,8 @@ class MotionClips(ClipDataset):
         epoch = self.epoch if self.training else 0
         scene = index // self.num_classes
         bag, phases = self._renderer.bag(sample_generator(self.seed, epoch, scene, self._stream))
-        machine, step = self._orders[self.labels[index]]
-        return bag[_shown(phases[machine], step)]
+        runner, step = self._orders[self.labels[index]]
+        return bag[_shown(phases[runner], step)]
 
     def write(
         self, folder: str | PathLike[str], *, fps: float = 8, options: dict[str, str] | None = None

@@ -1,86 +1,171 @@
-"""Scenes for `MotionClips`: a cluttered wall of little machines, rendered without any label.
+"""Scenes for `MotionClips`: cloth, a disc and a door before a wall, rendered without any label.
 
-A machine has a phase, 0 to frames - 1. In the bag of frames that a scene is rendered to, every
-machine takes each of its phases once, in a random order of its own. A label then only says in which
-order the frames are shown: by the phase of one machine, which runs while the others tremble.
+Five things can run in a scene; each has a phase, 0 to frames - 1. In the bag of frames that a scene
+is rendered to, each takes all of its phases once, in a random order of its own. A label then only
+says in which order the frames are shown: by the phase of one of them, which so runs smoothly, while
+the others tremble.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MACHINES", "Renderer"]
+__all__ = ["RUNNERS", "Renderer"]
 
 Image = NDArray[np.uint8]
+Band = NDArray[np.float32]
+Box = tuple[int, int, int, int]
 
-# Measures as shares of the side of the frame, or of a machine's period; at 64 pixels a belt moves
-# 2 pixels from one phase to the next.
-_BELT_STEP = 1 / 32
-_ZOOM_STEP = 1.22
-_ZOOM_PERIOD = 6.0
-_WHEEL_SECTORS = 3
-_TEXTURES, _MOST_CLUTTER, _NOISE = 24, 5, 5.0
+#: What can run: the picture that it belongs to. Warp and weft are the two directions of a cloth.
+RUNNERS = {"warp": "cloth", "weft": "cloth", "rings": "disc", "sectors": "disc", "leaves": "door"}
+
+# At 64 pixels a cloth moves 2 pixels from one phase to the next.
+_CLOTH_STEP = 1 / 32
+_ZOOM_STEP, _ZOOM_PERIOD = 1.22, 6.0
+_SECTORS = 3
+_TEXTURES, _BANDS, _MOST_CLUTTER, _NOISE = 24, 64, 5, 5.0
 
 
 class Renderer:
-    """Renders scenes of some machines; its textures are drawn once, from ``generator``.
+    """Renders scenes in which some of `RUNNERS` run; draws its textures from ``generator``.
 
     ``frames`` is the number of frames and of phases, ``size`` the side of a frame in pixels.
     """
 
     def __init__(
-        self, machines: tuple[str, ...], frames: int, size: int, generator: np.random.Generator
+        self, runners: tuple[str, ...], frames: int, size: int, generator: np.random.Generator
     ) -> None:
-        self.machines = machines
+        self.runners = runners
+        self._pictures = tuple(dict.fromkeys(RUNNERS[runner] for runner in runners))
         self._frames, self._size = frames, size
-        textures = [_texture(size, generator) for _ in range(_TEXTURES)]
         # Twice in each direction: a window that leaves the first copy is in the second.
-        self._textures = [np.tile(texture, (2, 2, 1)) for texture in textures]
-        length = frames * size * size * 3
-        noise = generator.normal(0, _NOISE, length + 4096)
+        self._textures = [np.tile(_texture(size, generator), (2, 2, 1)) for _ in range(_TEXTURES)]
+        self._bands = [_band(size, generator) for _ in range(_BANDS)]
+        noise = generator.normal(0, _NOISE, frames * size * size * 3 + 4096)
         self._noise = np.clip(np.rint(noise), -40, 40).astype(np.int16)
-        self._rows, self._columns = _grid(len(machines))
-        margin = max(1, size // 32)
-        self._cell = (size // self._rows, size // self._columns)
-        self._patch = (self._cell[0] - 2 * margin, self._cell[1] - 2 * margin)
-        self._polar = _Polar(min(self._patch), size)
 
     def bag(self, generator: np.random.Generator) -> tuple[Image, NDArray[np.int64]]:
-        """One scene: frames uint8 (T, H, W, 3) in no order, and phases int64 (machines, T)."""
-        frames = self._frames
+        """One scene: frames uint8 (T, H, W, 3) in no order, and phases int64 (runners, T)."""
         phases = self._phases(generator)
-        canvas = np.empty((frames, self._size, self._size, 3), dtype=np.uint8)
+        still = np.zeros(self._frames, dtype=np.int64)
+        phase_of = {name: still for name in RUNNERS} | dict(zip(self.runners, phases, strict=True))
+        canvas = np.empty((self._frames, self._size, self._size, 3), dtype=np.uint8)
         canvas[:] = self._window(generator, self._size, self._size)
-        cells = generator.permutation(self._rows * self._columns)
-        for machine, order, cell in zip(self.machines, phases, cells, strict=False):
-            patch, mask = MACHINES[machine](self, generator)
-            height, width = patch.shape[1:3]
-            row, column = divmod(int(cell), self._columns)
-            top = row * self._cell[0] + _jitter(generator, self._cell[0] - height)
-            left = column * self._cell[1] + _jitter(generator, self._cell[1] - width)
-            place = canvas[:, top : top + height, left : left + width]
-            if mask is None:
-                place[:] = patch[order]
-            else:
-                place[:, mask] = patch[order][:, mask]
+        draw = {"cloth": self._cloth, "disc": self._disc, "door": self._door}
+        for picture, box in zip(self._pictures, self._layout(generator), strict=True):
+            top, left, height, width = box
+            draw[picture](
+                canvas[:, top : top + height, left : left + width], phase_of, generator
+            )
         self._clutter(canvas, generator)
         start = int(generator.integers(4096))
         noisy = self._noise[start : start + canvas.size].reshape(canvas.shape) + canvas
         return np.clip(noisy, 0, 255, out=noisy).astype(np.uint8), phases
 
     def _phases(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """The phases of every machine in every frame of a bag, (machines, T).
+        """The phases of every runner in every frame of a bag, (runners, T).
 
-        Any two machines are so unlike that where one runs, the other does not, at any speed.
+        Any two are so unlike that where one runs, the other does not, at any speed.
         """
         while True:
-            phases = np.stack([generator.permutation(self._frames) for _ in self.machines])
+            phases = np.stack([generator.permutation(self._frames) for _ in self.runners])
             if not any(_run_together(*pair) for pair in combinations(phases, 2)):
                 return phases
+
+    def _layout(self, generator: np.random.Generator) -> list[Box]:
+        """A box for every picture: one gets half of the frame, others share what is left."""
+        size, lying = self._size, bool(generator.integers(2))
+        whole, half, later = size, size // 2, size - size // 2
+        boxes: list[Box] = [(0, 0, whole, whole)]
+        if len(self._pictures) > 1:
+            first = bool(generator.integers(2))
+            boxes = [(0 if first else half, 0, half, whole), (half if first else 0, 0, half, whole)]
+        if len(self._pictures) > 2:
+            top = boxes.pop()[0]
+            pair = [(top, 0, half, half), (top, later, half, half)]
+            boxes += pair if generator.integers(2) else pair[::-1]
+        if not lying:
+            boxes = [(left, top, width, height) for top, left, height, width in boxes]
+        margin = max(1, size // 32)
+        return [
+            (
+                top + int(generator.integers(0, 2 * margin + 1)),
+                left + int(generator.integers(0, 2 * margin + 1)),
+                height - 2 * margin,
+                width - 2 * margin,
+            )
+            for top, left, height, width in boxes
+        ]
+
+    def _cloth(
+        self, place: Image, phases: dict[str, NDArray[np.int64]], generator: np.random.Generator
+    ) -> None:
+        """Stripes across and along, woven together; they slide right and down as phases grow."""
+        height, width = place.shape[1:3]
+        step = max(1, round(self._size * _CLOTH_STEP))
+        columns, rows = np.arange(width), np.arange(height)
+        across, along = self._two_bands(generator)
+        start = generator.integers(0, self._size, 2)
+        x = (start[0] + columns - step * phases["warp"][:, None]) % self._size
+        y = (start[1] + rows - step * phases["weft"][:, None]) % self._size
+        _paint(place, across[x][:, None] + along[y][:, :, None])
+
+    def _disc(
+        self, place: Image, phases: dict[str, NDArray[np.int64]], generator: np.random.Generator
+    ) -> None:
+        """Rings that grow out of the middle without end, and sectors that turn, either way.
+
+        The phases of the sectors make one period of their rotation, so that they have no first.
+        """
+        height, width = place.shape[1:3]
+        diameter = min(height, width)
+        top = int(generator.integers(0, height - diameter + 1))
+        left = int(generator.integers(0, width - diameter + 1))
+        axis = np.arange(diameter) - (diameter - 1) / 2
+        radius = np.maximum(np.hypot(axis[:, None], axis), 0.5)
+        angle = np.arctan2(axis[:, None], axis) / (2 * np.pi)
+        rings, sectors = self._two_bands(generator)
+        start, turn = generator.random(2)
+        sense = 1 if generator.random() < 0.5 else -1
+        depth = np.log(radius) / np.log(_ZOOM_PERIOD) + start
+        zoom = np.log(_ZOOM_STEP) / np.log(_ZOOM_PERIOD) * phases["rings"]
+        turned = angle * _SECTORS + turn
+        period = sense / self._frames * phases["sectors"]
+        picture = rings[self._position(depth - zoom[:, None, None])]
+        picture += sectors[self._position(turned - period[:, None, None])]
+        inside = radius <= diameter / 2
+        square = place[:, top : top + diameter, left : left + diameter]
+        painted = np.empty_like(square)
+        _paint(painted, picture)
+        square[:, inside] = painted[:, inside]
+
+    def _door(
+        self, place: Image, phases: dict[str, NDArray[np.int64]], generator: np.random.Generator
+    ) -> None:
+        """Two leaves that part as the phase grows; fully open, the door is shut at once.
+
+        It so is as often open as shut at every phase, whatever comes first.
+        """
+        height, width = place.shape[1:3]
+        half = width // 2
+        place[:, :, : 2 * half] = self._window(generator, height, 2 * half)
+        leaves = self._window(generator, height, 2 * half)
+        start = generator.random()
+        for frame, phase in zip(place, phases["leaves"], strict=True):
+            gap = int((start + phase / self._frames) % 1 * half)
+            frame[:, : half - gap] = leaves[:, gap:half]
+            frame[:, half + gap : 2 * half] = leaves[:, half : 2 * half - gap]
+
+    def _position(self, turns: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Where in a band of one turn."""
+        return np.floor(turns * self._size).astype(np.int64) % self._size
+
+    def _two_bands(self, generator: np.random.Generator) -> tuple[Band, Band]:
+        one, other = generator.integers(_BANDS, size=2)
+        return self._bands[one], self._bands[other]
 
     def _window(self, generator: np.random.Generator, height: int, width: int) -> Image:
         """A view on a random texture at a random place."""
@@ -99,89 +184,10 @@ class Renderer:
                 generator, height, width
             )
 
-    def _belt(self, generator: np.random.Generator, *, vertical: bool) -> Image:
-        """A band of texture behind a window, moving right or down as its phase grows."""
-        height, width = self._patch
-        texture = self._textures[int(generator.integers(_TEXTURES))]
-        top, left = (int(n) for n in generator.integers(0, self._size, 2))
-        step = max(1, round(self._size * _BELT_STEP))
-        patch = np.empty((self._frames, height, width, 3), dtype=np.uint8)
-        for phase in range(self._frames):
-            moved = -phase * step
-            y = (top + (moved if vertical else 0)) % self._size
-            x = (left + (0 if vertical else moved)) % self._size
-            patch[phase] = texture[y : y + height, x : x + width]
-        return patch
 
-    def _tunnel(self, generator: np.random.Generator) -> Image:
-        """A disc whose texture grows out of its middle as its phase grows, without end."""
-        texture = self._textures[int(generator.integers(_TEXTURES))]
-        start = generator.random() * self._size
-        step = self._size * np.log(_ZOOM_STEP) / np.log(_ZOOM_PERIOD)
-        shifts = np.floor(start - step * np.arange(self._frames)).astype(np.int64) % self._size
-        rows = (self._polar.log_radius + shifts[:, None, None]) % self._size
-        turn = int(generator.integers(self._size))
-        picture: Image = texture[rows, (self._polar.angle + turn)[None] % self._size]
-        return picture
-
-    def _wheel(self, generator: np.random.Generator) -> Image:
-        """A disc of equal sectors; its phases make one period of its rotation, either way."""
-        texture = self._textures[int(generator.integers(_TEXTURES))]
-        sense = 1 if generator.random() < 0.5 else -1
-        start = generator.random() * self._size
-        turns = start + sense * self._size / self._frames * np.arange(self._frames)
-        shifts = np.floor(turns).astype(np.int64)
-        columns = (self._polar.angle * _WHEEL_SECTORS + shifts[:, None, None]) % self._size
-        row = int(generator.integers(self._size))
-        picture: Image = texture[(self._polar.log_radius + row)[None] % self._size, columns]
-        return picture
-
-    def _door(self, generator: np.random.Generator) -> Image:
-        """Two leaves that part as the phase grows; fully open, the door is shut at once.
-
-        It so is as often open as shut at every phase, whatever comes first.
-        """
-        height, width = self._patch
-        half = width // 2
-        inside = self._window(generator, height, 2 * half)
-        leaves = self._window(generator, height, 2 * half)
-        start = generator.random()
-        patch = np.empty((self._frames, height, 2 * half, 3), dtype=np.uint8)
-        patch[:] = inside
-        for phase in range(self._frames):
-            gap = int((start + phase / self._frames) % 1 * half)
-            patch[phase, :, : half - gap] = leaves[:, gap:half]
-            patch[phase, :, half + gap :] = leaves[:, half : 2 * half - gap]
-        return patch
-
-    def _disc(self, patch: Image) -> tuple[Image, NDArray[np.bool_]]:
-        return patch, self._polar.inside
-
-
-#: What draws a machine: its picture at every phase, (T, h, w, 3), and where it is not see-through.
-MACHINES: dict[
-    str, Callable[[Renderer, np.random.Generator], tuple[Image, NDArray[np.bool_] | None]]
-] = {
-    "belt": lambda renderer, generator: (renderer._belt(generator, vertical=False), None),
-    "lift": lambda renderer, generator: (renderer._belt(generator, vertical=True), None),
-    "wheel": lambda renderer, generator: renderer._disc(renderer._wheel(generator)),
-    "tunnel": lambda renderer, generator: renderer._disc(renderer._tunnel(generator)),
-    "door": lambda renderer, generator: (renderer._door(generator), None),
-}
-
-
-class _Polar:
-    """For every pixel of a disc, its place in a texture of rows by log radius, columns by angle."""
-
-    def __init__(self, diameter: int, period: int) -> None:
-        axis = np.arange(diameter) - (diameter - 1) / 2
-        y, x = np.meshgrid(axis, axis, indexing="ij")
-        radius = np.maximum(np.hypot(x, y), 0.5)
-        rows = np.log(radius) / np.log(_ZOOM_PERIOD) * period
-        self.log_radius = np.floor(rows).astype(np.int64) % period
-        angle = (np.arctan2(y, x) / (2 * np.pi)) % 1
-        self.angle = np.floor(angle * period).astype(np.int64) % period
-        self.inside = radius <= diameter / 2
+def _paint(place: Image, colors: NDArray[np.float32]) -> None:
+    np.clip(colors + 128, 0, 255, out=colors)
+    place[:] = colors
 
 
 def _texture(size: int, generator: np.random.Generator) -> Image:
@@ -192,24 +198,30 @@ def _texture(size: int, generator: np.random.Generator) -> Image:
     amplitude = frequency ** -generator.uniform(1.0, 1.5)
     spectrum = np.fft.rfft2(generator.normal(size=(3, size, size))) * amplitude
     waves = np.fft.irfft2(spectrum, s=(size, size))
-    waves /= waves.std(axis=(1, 2), keepdims=True)
-    # Mostly one colour axis and a little of the others, as paint has it.
-    mixed = np.einsum("cd,dhw->hwc", np.eye(3) * 0.5 + generator.normal(0, 0.7, (3, 3)), waves)
-    mixed *= generator.uniform(35, 55) / mixed.std()
-    texture: Image = np.clip(generator.uniform(70, 185, 3) + mixed, 0, 255).astype(np.uint8)
+    colors = _colored(waves / waves.std(axis=(1, 2), keepdims=True), generator)
+    colors *= generator.uniform(30, 50) / colors.std()
+    texture: Image = np.clip(generator.uniform(70, 185, 3) + colors, 0, 255).astype(np.uint8)
     return texture
 
 
-def _grid(count: int) -> tuple[int, int]:
-    """Rows and columns of the smallest grid, at most as high as wide, with this many cells."""
-    rows = max(1, int(count**0.5))
-    return rows, -(-count // rows)
+def _band(size: int, generator: np.random.Generator) -> Band:
+    """A periodic row of colours around 0, (size, 3), with the same falling spectrum."""
+    frequency = np.fft.rfftfreq(size)
+    frequency[0] = np.inf
+    spectrum = np.fft.rfft(generator.normal(size=(3, size))) * frequency**-1.0
+    colors = _colored(np.fft.irfft(spectrum, n=size)[:, None], generator)[0]
+    band: Band = (colors * (generator.uniform(30, 45) / colors.std())).astype(np.float32)
+    return band
+
+
+def _colored(waves: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
+    """Three waves, (3, H, W), as colours, (H, W, 3), that are more alike than independent."""
+    mixed: NDArray[np.float64] = np.einsum(
+        "cd,dhw->hwc", np.eye(3) * 0.5 + generator.normal(0, 0.7, (3, 3)), waves
+    )
+    return mixed
 
 
 def _run_together(one: NDArray[np.int64], other: NDArray[np.int64]) -> bool:
     steps = np.diff(other[np.argsort(one)]) % one.size
     return bool((steps == steps[0]).all())
-
-
-def _jitter(generator: np.random.Generator, room: int) -> int:
-    return int(generator.integers(0, room + 1))
