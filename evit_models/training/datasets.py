@@ -55,4 +55,8 @@ def make_dataset(config: TrainConfig, *, training: bool) -> ClipDataset:
 
 def make_mix(config: TrainConfig, dataset: ClipDataset) -> Mix | None:
     """Returns what mixes the clips of a batch, or None."""
-    return
+    if not (config.mixup or config.cutmix):
+        return None
+    from evit_models.video.mixing import MixClips
+
+    return MixClips(config.mixup, config.cutmix, dataset.num_classes, config.label_smoothing)

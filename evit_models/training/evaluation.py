@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from evit_models.training.config import TrainConfig
 from evit_models.training.distributed import Ranks
-from evit_models.training.loading import loader, move, reading
+from evit_models.training.loading import loader, move, read, reading
 from evit_models.training.metrics import Predictions, figures, merge
 from evit_models.training.objective import Heads
 from evit_models.training.sampler import evaluation_shard
@@ -71,7 +71,7 @@ def evaluate(
     parts: list[tuple[dict[str, Predictions], dict[str, Predictions]]] = []
     unreadable: list[str] = []
     with reading(config, lambda: "the evaluation was not finished"), torch.inference_mode():
-        for batch in loader(dataset, batches, config, ranks.device.type):
+        for batch in read(loader(dataset, batches, config, ranks.device.type), config):
             valid = batch["valid"].bool()
             unreadable += [
                 source for source, good in zip(batch["source"], valid, strict=True) if not good

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,9 +27,34 @@ def loader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
         num_workers=config.workers,
-        timeout=config.worker_timeout if config.workers else 0,
         pin_memory=device == "cuda",
     )
+
+
+def read(batches: DataLoader[Any], config: TrainConfig) -> Iterator[Any]:
+    """Yields what a loader gives, and ends its workers where a batch does not come in time.
+
+    The loader's own timeout does not cover all: a worker that is stopped while it hands over a
+    tensor is waited for without an end.
+    """
+    iterator, done = iter(batches), object()
+    while True:
+        late = threading.Event()
+        watch = threading.Timer(config.worker_timeout, _give_up, (late,))
+        watch.daemon = True
+        if config.workers:
+            watch.start()
+        try:
+            batch = next(iterator, done)
+        except Exception as error:
+            if late.is_set():
+                raise TimeoutError("DataLoader timed out") from error
+            raise
+        finally:
+            watch.cancel()
+        if batch is done:
+            return
+        yield batch
 
 
 @contextmanager
@@ -86,7 +113,21 @@ def move(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def _give_up(late: threading.Event) -> None:
+    late.set()
+    _end_workers()
+
+
 def _end_workers() -> None:
     """Ends workers that may hang: a stopped process would keep this one from ever leaving."""
-    for worker in multiprocessing.active_children():
-        worker.kill()
+    main = threading.current_thread() is threading.main_thread()
+    # PyTorch answers the end of a worker with an error, anywhere in the main thread.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    try:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+            if main:
+                worker.join()
+    finally:
+        if main:
+            signal.signal(signal.SIGCHLD, handler)

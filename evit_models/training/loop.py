@@ -22,7 +22,7 @@ from evit_models.training.distributed import Ranks
 from evit_models.training.ema import AveragedModel
 from evit_models.training.errors import ConfigError, TrainingError
 from evit_models.training.evaluation import autocast, evaluate
-from evit_models.training.loading import bottleneck, loader, move, reading
+from evit_models.training.loading import bottleneck, loader, move, read, reading
 from evit_models.training.logging import RunLog
 from evit_models.training.networks import make_model, train_mode
 from evit_models.training.objective import Heads, Targets
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 Observer = Callable[[str, dict[str, Any]], object]
 
 #: From a batch of clips and labels to mixed clips and shares of classes.
-Mix = Callable[[Tensor, Any], tuple[Tensor, Any]]
+Mix = Callable[[Tensor, Any, np.random.Generator], tuple[Tensor, Any]]
 
 
 class Trainer:
@@ -145,7 +145,9 @@ class Trainer:
         self.train_set.set_epoch(epoch)
         train_mode(self.network)
         batches = self.sampler.batches(epoch, done)
-        iterator = iter(loader(self.train_set, batches, self.config, self.ranks.device.type))
+        iterator = read(
+            loader(self.train_set, batches, self.config, self.ranks.device.type), self.config
+        )
         waited = total = 0.0
         for _ in range(done, self.steps_per_epoch):
             start = time.perf_counter()
@@ -166,7 +168,9 @@ class Trainer:
     def _step(self, batches: list[dict[str, Any]], epoch: int) -> dict[str, float]:
         """Takes one step of the optimiser, or skips it where loss or gradient is not finite."""
         config, device = self.config, self.ranks.device
-        torch.manual_seed(_step_seed(config.seed, self.step, self.ranks.rank))
+        seed = _step_seed(config.seed, self.step, self.ranks.rank)
+        torch.manual_seed(seed)
+        generator = np.random.default_rng(seed)
         lr = config.lr * learning_rate_scale(
             self.step,
             warmup=round(config.warmup_epochs * self.steps_per_epoch),
@@ -179,7 +183,7 @@ class Trainer:
         statistics = [buffer.clone() for buffer in self.model.buffers()]
         sums = torch.zeros(3, dtype=torch.float64, device=device)
         for number, batch in enumerate(batches):
-            video, targets = self._inputs(batch)
+            video, targets = self._inputs(batch, generator)
             last = number + 1 == len(batches)
             with nullcontext() if last or self.ranks.world == 1 else self.network.no_sync():  # type: ignore[operator]
                 with autocast(config.precision, device):
@@ -219,13 +223,15 @@ class Trainer:
             "clips": clips,
         }
 
-    def _inputs(self, batch: dict[str, Any]) -> tuple[Tensor, Targets]:
+    def _inputs(
+        self, batch: dict[str, Any], generator: np.random.Generator
+    ) -> tuple[Tensor, Targets]:
         video, label = (
             move(batch["video"], self.ranks.device),
             move(batch["label"], self.ranks.device),
         )
         if self.mix is not None:
-            video, label = self.mix(video, label)
+            video, label = self.mix(video, label, generator)
         return video, self.heads.targets(label)
 
     def _skip(self, loss: float, norm: float, *, lowers_scale: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from evit_models.blocks import Block, EfficientViTBlock
+from evit_models.blocks import Block, EfficientViTBlock, LiteMLA
 from evit_models.efficientvit3d import EfficientViT3D
 from evit_models.registry import create_model
 from evit_models.training.config import TrainConfig
@@ -34,6 +34,8 @@ def make_model(config: TrainConfig, num_classes: int) -> EfficientViT3D:
             dropout=config.dropout,
         )
     freeze(model, config.freeze)
+    if config.precision == "fp16":
+        attend_in_float32(model)
     if config.activation_checkpointing:
         recompute_blocks(model)
     return model
@@ -62,6 +64,13 @@ def train_mode(model: nn.Module) -> None:
             module.eval()
 
 
+def attend_in_float32(model: nn.Module) -> None:
+    """Keeps attention out of autocast: without norms its convolutions overflow float16."""
+    for module in model.modules():
+        if isinstance(module, LiteMLA):
+            module.forward = partial(_in_float32, module.forward)  # type: ignore[method-assign]
+
+
 def recompute_blocks(model: nn.Module) -> None:
     """Has blocks forget what they computed and compute it again for the backward pass.
 
@@ -71,6 +80,11 @@ def recompute_blocks(model: nn.Module) -> None:
         inside = isinstance(module, (Block, EfficientViTBlock))
         if inside and not any(isinstance(m, Block) for m in list(module.modules())[1:]):
             module.forward = partial(_recomputed, module, module.forward)
+
+
+def _in_float32(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return forward(x.float())
 
 
 def _recomputed(module: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

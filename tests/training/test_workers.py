@@ -1,0 +1,104 @@
+"""Workers that read clips: killed, hanging, or with an error of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from runs import command, start, tiny, trainer
+
+from evit_models.training import TrainingError
+from evit_models.video.datasets import DatasetError, MotionClips, Sample, TooManyBadVideos
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # tests/conftest.py restores the number
+
+
+class Troubled(MotionClips):
+    """In a worker, what `trouble` says happens at a clip of the second step or a later one."""
+
+    trouble = ""
+    asked = 0
+
+    def __getitem__(self, index: int) -> Sample:
+        self.asked += 1
+        if self.asked == 34:
+            if self.trouble == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.trouble == "stopped":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif self.trouble == "asleep":
+                time.sleep(600)
+            elif self.trouble == "too many":
+                raise TooManyBadVideos("3 of 40 videos cannot be read")
+            elif self.trouble == "bug":
+                raise DatasetError("list.txt", "is no list", line=3)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        ("killed", "a worker that reads clips died"),
+        ("stopped", "no batch came within 3 s"),
+        ("asleep", "no batch came within 3 s"),
+        ("too many", "3 of 40 videos cannot be read"),
+        ("bug", "list.txt, line 3: is no list"),
+    ],
+)
+def test_trouble_is_one_sentence_in_time(trouble: str, words: str, tmp_path: Path) -> None:
+    clips = Troubled("train", 40, 5, 16)
+    clips.trouble = trouble
+    config = tiny(workers=1, worker_timeout=3.0, checkpoint_steps=1)
+    start = time.monotonic()
+    with pytest.raises(TrainingError) as error:
+        trainer(tmp_path, config, train_set=clips).run()
+    assert time.monotonic() - start < 60
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "the last good checkpoint is" in str(error.value)
+
+
+def test_the_command_ends_with_one_line(tmp_path: Path) -> None:
+    """A real worker of a real run is killed from outside."""
+    process = start(command(tmp_path / "run", workers=1, epochs=200, checkpoint_steps=0))
+    deadline = time.monotonic() + 120
+    worker = None
+    while worker is None:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+        tasks = Path(f"/proc/{process.pid}/task").glob("*/children")
+        children = [child for task in tasks for child in task.read_text().split()]
+        steps = (tmp_path / "run" / "log.jsonl").exists()
+        worker = int(children[-1]) if children and steps else None
+    os.kill(worker, signal.SIGKILL)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "Traceback" not in out
+    (line,) = [line for line in out.splitlines() if line.startswith("evit: error:")]
+    assert "a worker that reads clips died" in line
+
+
+def test_waiting_for_data_is_reported(tmp_path: Path) -> None:
+    class Slow(MotionClips):
+        def __getitem__(self, index: int) -> Sample:
+            time.sleep(0.05)
+            return super().__getitem__(index)
+
+    said: list[str] = []
+    trainer(
+        tmp_path,
+        tiny(epochs=2),
+        train_set=Slow("train", 40, 5, 16),
+        observe=lambda kind, facts: said.append(facts["text"]) if kind == "warning" else None,
+    ).run()
+    (warning,) = said
+    assert "went into waiting for clips" in warning
+    assert "evit prepare" in warning
