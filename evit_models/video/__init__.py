@@ -1,5 +1,6 @@
 """Video: from a file that nobody vouches for to a clip that a network takes."""
 
+from .augment import ColorJitter, RandomErasing, TrainTransform
 from .errors import (
     CorruptVideo,
     NotAVideo,
@@ -9,18 +10,26 @@ from .errors import (
     VideoTooLarge,
     VideoWarning,
 )
+from .mixing import MixClips
 from .opening import MAX_PIXELS
+from .rand_augment import RandAugment
 from .reader import VideoInfo, VideoReader, probe, read_frames
-from .sampling import dense_indices, segment_indices, view_indices
+from .sampling import ClipSampling, dense_indices, segment_indices, view_indices
 from .transform import ClipTransform, center_crop, normalize, resize_short_side, three_crops
 from .writer import write_video
 
 __all__ = [
     "MAX_PIXELS",
+    "ClipSampling",
     "ClipTransform",
+    "ColorJitter",
     "CorruptVideo",
+    "MixClips",
     "NotAVideo",
+    "RandAugment",
+    "RandomErasing",
     "RefusedVideo",
+    "TrainTransform",
     "VideoError",
     "VideoInfo",
     "VideoNotFound",

@@ -45,7 +45,9 @@ class ColorJitter:
         if not 0 <= self.hue <= 0.5:
             raise ValueError(f"ColorJitter: hue is {self.hue}, expected 0 to 0.5")
 
-    def __call__(self, clip: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+    def __call__(
+        self, clip: NDArray[np.uint8], generator: np.random.Generator
+    ) -> NDArray[np.uint8]:
         """A new clip, uint8 (T, H, W, 3): all four are one affine map of colours."""
         bright, contrast, saturation = (
             max(0.0, 1 + amount * generator.uniform(-1, 1))
@@ -62,7 +64,8 @@ class ColorJitter:
         colors = clip.reshape(-1, 3).astype(np.float32) @ matrix.T
         colors += shift
         np.clip(np.rint(colors, out=colors), 0, 255, out=colors)
-        return colors.astype(np.uint8).reshape(clip.shape)
+        painted: NDArray[np.uint8] = colors.astype(np.uint8).reshape(clip.shape)
+        return painted
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,7 @@ class RandomErasing:
 
     def __post_init__(self) -> None:
         if not 0 <= self.probability <= 1:
-            raise ValueError(
-                f"RandomErasing: probability is {self.probability}, expected 0 to 1"
-            )
+            raise ValueError(f"RandomErasing: probability is {self.probability}, expected 0 to 1")
         if not 0 < self.area[0] <= self.area[1] <= 1 or self.ratio < 1:
             raise ValueError(
                 f"RandomErasing: area is {self.area} and ratio {self.ratio}, expected "
@@ -175,7 +176,7 @@ class TrainTransform:
         scaled = []
         for frame in frames:
             if box is None:
-                box = random_box(*frame.shape[:2], self.scale, self.ratio, generator)
+                box = random_box(frame.shape[0], frame.shape[1], self.scale, self.ratio, generator)
             top, left, height, width = box
             part = torch.from_numpy(frame[top : top + height, left : left + width])
             pixels = part.permute(2, 0, 1)[None]
@@ -199,7 +200,7 @@ def random_box(
     """A box in a frame: top, left, height, width (Inception's crop, arXiv 1409.4842, section 6).
 
     Its share of the area is drawn evenly from ``area``, its width over height log-evenly from
-    ``ratio``. Where ten draws do not fit, it is the largest box of a permitted ratio, in the middle.
+    ``ratio``. Where ten draws do not fit, it is the largest box of such a ratio, in the middle.
     """
     for _ in range(10):
         target = generator.uniform(*area) * height * width

@@ -69,9 +69,7 @@ class MixClips:
             classes = self.num_classes
             return mixed, {h: self._targets(labels[h], classes[h], share, clips) for h in labels}
         if isinstance(self.num_classes, dict):
-            raise ValueError(
-                f"MixClips: labels have no heads, num_classes is {self.num_classes}"
-            )
+            raise ValueError(f"MixClips: labels have no heads, num_classes is {self.num_classes}")
         return mixed, self._targets(labels, self.num_classes, share, clips)
 
     def _mix(self, clips: Tensor, generator: np.random.Generator) -> tuple[Tensor, float]:

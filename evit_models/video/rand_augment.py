@@ -97,9 +97,7 @@ def _brightness(clip: Clip, level: float, sign: float) -> Clip:
 
 def _contrast(clip: Clip, level: float, sign: float) -> Clip:
     middle = float((clip.mean(axis=(0, 1, 2)) * _LUMA).sum())
-    return _by_table(
-        clip, middle + (np.arange(256)[:, None] - middle) * (1 + 0.9 * sign * level)
-    )
+    return _by_table(clip, middle + (np.arange(256)[:, None] - middle) * (1 + 0.9 * sign * level))
 
 
 def _color(clip: Clip, level: float, sign: float) -> Clip:

@@ -6,10 +6,39 @@ in ascending order. A video shorter than the clip repeats frames, the last one a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["dense_indices", "segment_indices", "view_indices"]
+__all__ = ["ClipSampling", "dense_indices", "segment_indices", "view_indices"]
+
+
+@dataclass(frozen=True)
+class ClipSampling:
+    """Which frames a dataset takes of a video.
+
+    ``frames`` in a clip; ``stride`` from one to the next, or None to spread them over the whole
+    video, one in each of as many equal segments. ``views`` is how many clips evaluation averages.
+    """
+
+    frames: int = 16
+    stride: int | None = None
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        stride = 1 if self.stride is None else self.stride
+        _check("ClipSampling", frames=self.frames, stride=stride, views=self.views)
+
+    def draw(self, total: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """A clip of training, shape (frames,): drawn start, or a drawn frame of each segment."""
+        if self.stride is None:
+            return segment_indices(total, self.frames, generator=generator)
+        return dense_indices(total, self.frames, self.stride, generator=generator)
+
+    def all_views(self, total: int) -> NDArray[np.int64]:
+        """The clips of evaluation, shape (views, frames), see `view_indices`."""
+        return view_indices(total, self.frames, self.views, self.stride)
 
 
 def segment_indices(

@@ -164,7 +164,9 @@ def test_operations_do_what_their_names_say() -> None:
     stretched = OPERATIONS["auto_contrast"](dark, 1, 1)
     assert stretched.min() == 0
     assert stretched.max() == 255
-    flat = OPERATIONS["equalize"](np.repeat(np.arange(64, dtype=np.uint8), 12).reshape(1, 16, 16, 3), 1, 1)
+    flat = OPERATIONS["equalize"](
+        np.repeat(np.arange(64, dtype=np.uint8), 12).reshape(1, 16, 16, 3), 1, 1
+    )
     assert flat.max() == 255
     assert flat.min() == 0
     grey = OPERATIONS["color"](clip, 1, -1).astype(int)

@@ -160,9 +160,7 @@ class MotionClips(ClipDataset):
             if value < least:
                 raise ValueError(f"MotionClips: {name} is {value}, expected {least} or more")
         if "speed" in kinds and _fast_step(frames) is None:
-            raise ValueError(
-                "MotionClips: frames is 6, expected 5, 7 or more for the kind 'speed'"
-            )
+            raise ValueError("MotionClips: frames is 6, expected 5, 7 or more for the kind 'speed'")
 
 
 def _fast_step(frames: int) -> int | None:

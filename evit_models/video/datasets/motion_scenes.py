@@ -51,15 +51,13 @@ class Renderer:
         """One scene: frames uint8 (T, H, W, 3) in no order, and phases int64 (runners, T)."""
         phases = self._phases(generator)
         still = np.zeros(self._frames, dtype=np.int64)
-        phase_of = {name: still for name in RUNNERS} | dict(zip(self.runners, phases, strict=True))
+        phase_of = dict.fromkeys(RUNNERS, still) | dict(zip(self.runners, phases, strict=True))
         canvas = np.empty((self._frames, self._size, self._size, 3), dtype=np.uint8)
         canvas[:] = self._window(generator, self._size, self._size)
         draw = {"cloth": self._cloth, "disc": self._disc, "door": self._door}
         for picture, box in zip(self._pictures, self._layout(generator), strict=True):
             top, left, height, width = box
-            draw[picture](
-                canvas[:, top : top + height, left : left + width], phase_of, generator
-            )
+            draw[picture](canvas[:, top : top + height, left : left + width], phase_of, generator)
         self._clutter(canvas, generator)
         start = int(generator.integers(4096))
         noisy = self._noise[start : start + canvas.size].reshape(canvas.shape) + canvas
