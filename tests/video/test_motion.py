@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from evit_models.video import VideoReader
 from evit_models.video.datasets import MotionClips
+from evit_models.video.datasets.motion import KINDS
 
 NAMES = ["left", "right", "up", "down", "slow", "fast", "approach", "recede", "open", "close"]
 
@@ -20,14 +21,28 @@ def _bag(frames: NDArray[np.uint8]) -> list[bytes]:
 
 
 @pytest.mark.parametrize("frames", [5, 8, 9, 16])
-def test_all_classes_show_exactly_the_same_frames(frames: int) -> None:
+def test_all_classes_of_a_kind_show_exactly_the_same_frames(frames: int) -> None:
     data = MotionClips("train", 30, frames, 32)
     assert data.class_names == NAMES
     for scene in range(3):
         clips = [data.frames(10 * scene + label) for label in range(10)]
-        assert all(_bag(clip) == _bag(clips[0]) for clip in clips)
         assert len({clip.tobytes() for clip in clips}) == 10
+        for kind in (clips[:4], clips[4:6], clips[6:8], clips[8:]):
+            assert all(_bag(clip) == _bag(kind[0]) for clip in kind)
     assert _bag(data.frames(0)) != _bag(data.frames(10))
+
+
+@pytest.mark.parametrize("kinds", [tuple(KINDS), ("direction",), ("order", "depth")])
+def test_the_best_guess_from_unordered_frames_is_chance(kinds: tuple[str, ...]) -> None:
+    """The best that any function of the bag can do, with all labels known, is one label a bag."""
+    data = MotionClips("train", 4 * 30, 8, 16, kinds=kinds)
+    count = len(data) // data.num_classes * data.num_classes
+    labels: dict[bytes, list[int]] = {}
+    for index in range(count):
+        labels.setdefault(b"".join(_bag(data.frames(index))), []).append(data.labels[index])
+    hits = sum(max(map(of_a_bag.count, of_a_bag)) for of_a_bag in labels.values())
+    assert hits / count == data.chance
+    assert data.chance == len(kinds) / data.num_classes
 
 
 @pytest.mark.parametrize(
@@ -112,7 +127,7 @@ def test_kinds_choose_classes_and_machines() -> None:
     assert data.class_names == ["open", "close", "approach", "recede"]
     assert data.num_classes == 4
     assert data.labels == [0, 1, 2, 3] * 3
-    assert _bag(data.frames(0)) == _bag(data.frames(3))
+    assert _bag(data.frames(0)) == _bag(data.frames(1)) != _bag(data.frames(2))
 
 
 def test_written_files_show_the_same_clips(tmp_path: Path) -> None:

@@ -40,17 +40,20 @@ _TEXTURES = 16  # streams of random numbers: scenes take those of _SPLITS, textu
 
 
 class MotionClips(ClipDataset):
-    """Cloth, a disc and a door before a wall: one thing runs, others tremble; which, and which way?
+    """Something moves before a wall, and the class is the order in which its frames are shown.
 
-    The classes are those of ``kinds``: left, right, up, down ("direction"), slow, fast ("speed"),
-    approach, recede ("depth"), open, close ("order"). By default all ten.
+    A clip shows one of ``kinds``: cloth that slides left, right, up or down ("direction"), a wheel
+    that turns slow or fast ("speed"), rings that approach or recede ("depth"), a door that opens or
+    closes ("order"). By default all ten classes.
 
-    A scene is rendered to a bag of ``frames`` frames before any label is known; in it each of the
-    things that can run takes every phase once, in a random order of its own. The label sorts the
-    bag by the phase of one of them, upwards or downwards, or in steps of more than one for "fast".
-    Of C classes, samples k * C to (k + 1) * C - 1 are one bag in C orders. So no function of the
-    unordered frames is better than chance, not even on clips that it was trained on. Since phases
-    begin anywhere, neither is a function of the t-th frame alone.
+    A scene is rendered to a bag of ``frames`` frames before any label is known; in it the thing
+    takes every phase once (cloth has two, across and along, in orders of their own). The label
+    sorts the bag by phase, upwards or downwards, or in steps of more than one for "fast". So all
+    classes of a kind show one multiset of frames, and no function of the unordered frames can tell
+    them apart, not even on clips that it was trained on. Since phases begin anywhere, neither can a
+    function of the t-th frame alone. What a frame does show is the kind: `chance`.
+
+    Of C classes, samples k * C to (k + 1) * C - 1 are one of each, of one scene for every kind.
 
     ``split`` ("train", "validation", "test") have scenes and textures of their own. With
     ``training`` (default: for the split "train") samples are (3, T, H, W) and every epoch draws new
@@ -80,18 +83,19 @@ class MotionClips(ClipDataset):
         super().__init__(training=split == "train" if training is None else training, seed=seed)
         self._check(clips, frames, size, kinds)
         classes = {name: KINDS[kind][name] for kind in kinds for name in KINDS[kind]}
-        fast = _fast_step(frames)
         self.num_classes: int = len(classes)
         self.class_names: list[str] = list(classes)
         self.labels: list[int] = [index % len(classes) for index in range(clips)]
-        runners = tuple(dict.fromkeys(runner for runner, _ in classes.values()))
-        self._orders = [
-            (runners.index(runner), fast if step is None else step)
-            for runner, step in classes.values()
+        #: The best accuracy that unordered frames allow: kinds by classes, 4/10 for all of them.
+        self.chance: float = len(kinds) / len(classes)
+        self._shows = [
+            (position, *_runner_and_step(kind, name, frames))
+            for position, kind in enumerate(kinds)
+            for name in KINDS[kind]
         ]
         self._stream = _SPLITS.index(split)
         textures = sample_generator(seed, 0, 0, _TEXTURES + self._stream)
-        self._renderer = Renderer(runners, frames, size, textures)
+        self._renderers = [Renderer(_runners(kind), frames, size, textures) for kind in kinds]
         self._scale = (1 / (255 * np.asarray(std, dtype=np.float64))).astype(np.float32)
         self._shift = (-np.asarray(mean) / np.asarray(std)).astype(np.float32)
 
@@ -118,9 +122,10 @@ class MotionClips(ClipDataset):
         """The frames of one sample as they would be filmed, uint8 (T, H, W, 3)."""
         self._check_index(index)
         epoch = self.epoch if self.training else 0
-        scene = index // self.num_classes
-        bag, phases = self._renderer.bag(sample_generator(self.seed, epoch, scene, self._stream))
-        runner, step = self._orders[self.labels[index]]
+        position, runner, step = self._shows[self.labels[index]]
+        scene = index // self.num_classes * len(self._renderers) + position
+        generator = sample_generator(self.seed, epoch, scene, self._stream)
+        bag, phases = self._renderers[position].bag(generator)
         return bag[_shown(phases[runner], step)]
 
     def write(
@@ -161,6 +166,17 @@ class MotionClips(ClipDataset):
                 raise ValueError(f"MotionClips: {name} is {value}, expected {least} or more")
         if "speed" in kinds and _fast_step(frames) is None:
             raise ValueError("MotionClips: frames is 6, expected 5, 7 or more for the kind 'speed'")
+
+
+def _runners(kind: str) -> tuple[str, ...]:
+    """What runs in some class of a kind."""
+    return tuple(dict.fromkeys(runner for runner, _ in KINDS[kind].values()))
+
+
+def _runner_and_step(kind: str, name: str, frames: int) -> tuple[int, int | None]:
+    """Which of the kind's runners a class sorts by, and its phases per frame."""
+    runner, step = KINDS[kind][name]
+    return _runners(kind).index(runner), _fast_step(frames) if step is None else step
 
 
 def _fast_step(frames: int) -> int | None:

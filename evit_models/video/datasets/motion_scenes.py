@@ -1,9 +1,9 @@
-"""Scenes for `MotionClips`: cloth, a disc and a door before a wall, rendered without any label.
+"""Scenes for `MotionClips`: cloth, a disc or a door before a wall, rendered without any label.
 
-Five things can run in a scene; each has a phase, 0 to frames - 1. In the bag of frames that a scene
-is rendered to, each takes all of its phases once, in a random order of its own. A label then only
-says in which order the frames are shown: by the phase of one of them, which so runs smoothly, while
-the others tremble.
+What can run has a phase, 0 to frames - 1. In the bag of frames that a scene is rendered to, it
+takes all of its phases once, in a random order; where two run, as the two directions of cloth, each
+has an order of its own. A label then only says in which order the frames are shown: by the phase of
+one of them, which so runs smoothly, while the other trembles.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ __all__ = ["RUNNERS", "Renderer"]
 
 Image = NDArray[np.uint8]
 Band = NDArray[np.float32]
-Box = tuple[int, int, int, int]
 
 #: What can run: the picture that it belongs to. Warp and weft are the two directions of a cloth.
 RUNNERS = {"warp": "cloth", "weft": "cloth", "rings": "disc", "sectors": "disc", "leaves": "door"}
@@ -30,16 +29,16 @@ _TEXTURES, _BANDS, _MOST_CLUTTER, _NOISE = 24, 64, 5, 5.0
 
 
 class Renderer:
-    """Renders scenes in which some of `RUNNERS` run; draws its textures from ``generator``.
+    """Renders scenes of one picture; draws its textures from ``generator``.
 
-    ``frames`` is the number of frames and of phases, ``size`` the side of a frame in pixels.
+    ``runners`` are those of `RUNNERS` that run, all of one picture. ``frames`` is the number of frames and of phases, ``size`` the side of a frame in pixels.
     """
 
     def __init__(
         self, runners: tuple[str, ...], frames: int, size: int, generator: np.random.Generator
     ) -> None:
         self.runners = runners
-        self._pictures = tuple(dict.fromkeys(RUNNERS[runner] for runner in runners))
+        (self._picture,) = {RUNNERS[runner] for runner in runners}
         self._frames, self._size = frames, size
         # Twice in each direction: a window that leaves the first copy is in the second.
         self._textures = [np.tile(_texture(size, generator), (2, 2, 1)) for _ in range(_TEXTURES)]
@@ -55,9 +54,7 @@ class Renderer:
         canvas = np.empty((self._frames, self._size, self._size, 3), dtype=np.uint8)
         canvas[:] = self._window(generator, self._size, self._size)
         draw = {"cloth": self._cloth, "disc": self._disc, "door": self._door}
-        for picture, box in zip(self._pictures, self._layout(generator), strict=True):
-            top, left, height, width = box
-            draw[picture](canvas[:, top : top + height, left : left + width], phase_of, generator)
+        draw[self._picture](self._place(canvas, generator), phase_of, generator)
         self._clutter(canvas, generator)
         start = int(generator.integers(4096))
         noisy = self._noise[start : start + canvas.size].reshape(canvas.shape) + canvas
@@ -73,30 +70,12 @@ class Renderer:
             if not any(_run_together(*pair) for pair in combinations(phases, 2)):
                 return phases
 
-    def _layout(self, generator: np.random.Generator) -> list[Box]:
-        """A box for every picture: one gets half of the frame, others share what is left."""
-        size, lying = self._size, bool(generator.integers(2))
-        whole, half, later = size, size // 2, size - size // 2
-        boxes: list[Box] = [(0, 0, whole, whole)]
-        if len(self._pictures) > 1:
-            first = bool(generator.integers(2))
-            boxes = [(0 if first else half, 0, half, whole), (half if first else 0, 0, half, whole)]
-        if len(self._pictures) > 2:
-            top = boxes.pop()[0]
-            pair = [(top, 0, half, half), (top, later, half, half)]
-            boxes += pair if generator.integers(2) else pair[::-1]
-        if not lying:
-            boxes = [(left, top, width, height) for top, left, height, width in boxes]
-        margin = max(1, size // 32)
-        return [
-            (
-                top + int(generator.integers(0, 2 * margin + 1)),
-                left + int(generator.integers(0, 2 * margin + 1)),
-                height - 2 * margin,
-                width - 2 * margin,
-            )
-            for top, left, height, width in boxes
-        ]
+    def _place(self, canvas: Image, generator: np.random.Generator) -> Image:
+        """Where the picture stands: all of the canvas but a little wall around it."""
+        margin = max(1, self._size // 32)
+        top, left = (int(n) for n in generator.integers(0, 2 * margin + 1, 2))
+        side = self._size - 2 * margin
+        return canvas[:, top : top + side, left : left + side]
 
     def _cloth(
         self, place: Image, phases: dict[str, NDArray[np.int64]], generator: np.random.Generator
