@@ -18,6 +18,7 @@ from evit_models.cli.common import UserError, debug_option, failures, unlucky
 from evit_models.cli.demo import demo
 from evit_models.cli.info import info
 from evit_models.cli.models import models
+from evit_models.cli.prepare import prepare
 from evit_models.cli.train import train
 
 
@@ -31,7 +32,7 @@ def evit(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (info, models, classify, train, bench, demo):
+for _command in (info, models, classify, prepare, train, bench, demo):
     evit.add_command(_command)
 
 

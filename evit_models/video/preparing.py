@@ -1,0 +1,315 @@
+"""Videos decoded once: made small, and cheap to seek in, or stored as clips, for many epochs.
+
+A target is named by a digest of its source and of how it is made, and appears by renaming, complete
+or not at all. So whatever is there is right, and a run that was killed goes on by being started
+again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from itertools import islice
+from multiprocessing import get_context
+from os import PathLike
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from .datasets.files import Segment, open_footage
+from .errors import CorruptVideo, VideoError, VideoWarning
+from .reader import VideoReader
+from .sampling import segment_indices
+from .transform import resize_short_side
+from .writer import write_video
+
+__all__ = ["Preparation", "PrepareError", "Recipe", "loading_speed", "prepare_videos"]
+
+# Frames from one keyframe to the next: what a clip decodes in vain is at most so many.
+_KEYFRAMES = 12
+_TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp\.(mp4|npy)")
+_WAITING = 4  # jobs handed out per process, so that a list of a million does not fill the memory
+
+
+class PrepareError(RuntimeError):
+    """Preparing cannot go on; what is done stays done, and the same call goes on from there."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is made of a video.
+
+    ``short_side``: of the frames, in pixels; smaller ones keep their size. ``clip_frames``: None
+    re-encodes all frames as H.264; else so many, spread over the video, are stored as an array.
+    ``crf``: quality of H.264, 0 (best) to 51.
+    """
+
+    short_side: int = 256
+    clip_frames: int | None = None
+    crf: int = 20
+
+    def __post_init__(self) -> None:
+        if self.short_side < 16:
+            raise ValueError(f"Recipe: short_side is {self.short_side}, expected 16 or more")
+        if self.clip_frames is not None and self.clip_frames < 1:
+            raise ValueError(f"Recipe: clip_frames is {self.clip_frames}, expected 1 or more")
+        if not 0 <= self.crf <= 51:
+            raise ValueError(f"Recipe: crf is {self.crf}, expected 0 to 51")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What came of preparing: ``list_file`` names the targets, relative to its folder, and labels.
+
+    ``made`` and ``kept``: videos that were made now, or found done. ``bad``: path and reason of
+    those that could not be read, which the list leaves out; ``damaged``: path and what is missing,
+    which it does not. Both stand in ``report``, which is None where there are none.
+    """
+
+    list_file: Path
+    made: int
+    kept: int
+    bad: list[tuple[str, str]]
+    damaged: list[tuple[str, str]]
+    report: Path | None
+    pairs: list[tuple[str, str]]
+
+
+def prepare_videos(
+    paths: Sequence[str],
+    labels: Sequence[int],
+    output: str | PathLike[str],
+    *,
+    name: str = "list",
+    recipe: Recipe | None = None,
+    processes: int | None = None,
+    advance: Callable[[str], None] = lambda path: None,
+) -> Preparation:
+    """Make small copies of videos in a folder, and a list of them with their labels.
+
+    The folder gets ``videos/``, ``NAME.txt`` (a list for `VideoList`, in the order of ``paths``)
+    and, where videos were bad, ``NAME.bad.txt``. Several lists may share a folder; a video that
+    stands in two is made once. ``processes``: by default one per core. ``advance`` is told the path
+    of every video that is done.
+
+    Raises: PrepareError where the folder cannot be written, a process was killed, or no video at
+    all could be read.
+    """
+    if len(paths) != len(labels):
+        raise ValueError(f"prepare_videos: {len(paths)} paths, {len(labels)} labels")
+    if processes is not None and processes < 1:
+        raise ValueError(f"prepare_videos: processes is {processes}, expected 1 or more")
+    recipe = recipe or Recipe()
+    folder = Path(output)
+    try:
+        (folder / "videos").mkdir(parents=True, exist_ok=True)
+        _clean(folder / "videos")
+        outcomes: dict[str, _Outcome] = {}
+        jobs = ((path, folder / "videos", recipe) for path in dict.fromkeys(paths))
+        for outcome in _in_processes(jobs, processes or os.cpu_count() or 1):
+            outcomes[outcome.path] = outcome
+            advance(outcome.path)
+        return _conclude(folder, name, paths, labels, outcomes)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PrepareError(
+            f"{error.filename or folder}: cannot be written: {reason}; what was done so far is "
+            "kept, the same command goes on from there"
+        ) from error
+    except BrokenProcessPool as error:
+        raise PrepareError(
+            "a process was killed, as happens when memory runs out; what was done so far is kept, "
+            "the same command with fewer processes goes on from there"
+        ) from error
+
+
+def loading_speed(paths: Sequence[str], *, frames: int = 16, short_side: int = 256) -> float:
+    """Clips per second that one process reads: ``frames`` spread over each video, resized."""
+    begin = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", VideoWarning)
+        for path in paths:
+            with open_footage(Segment(path)) as footage:
+                for frame in footage.frames(segment_indices(footage.total, frames)):
+                    resize_short_side(frame[None], short_side)
+    return len(paths) / (time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    path: str
+    target: str = ""  # in the folder of videos; "" for a bad one
+    made: bool = False
+    bad: str = ""
+    damaged: str = ""
+
+
+_Job = tuple[str, Path, Recipe]
+
+
+def _in_processes(jobs: Iterator[_Job], processes: int) -> Iterator[_Outcome]:
+    """Outcomes as they come; after an error or an interruption no further job is begun."""
+    # Started anew, not forked: the caller may have threads that hold locks.
+    with ExitStack() as stack:
+        pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"))
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        waiting: set[Future[_Outcome]] = set()
+        while True:
+            room = processes * _WAITING - len(waiting)
+            waiting |= {pool.submit(_prepare, *job) for job in islice(jobs, room)}
+            if not waiting:
+                return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+
+
+def _prepare(path: str, folder: Path, recipe: Recipe) -> _Outcome:
+    """One video, in a process of the pool. Raises: OSError where the target cannot be written."""
+    try:
+        target = folder / _target(path, recipe)
+    except OSError as error:
+        return _Outcome(path, bad=error.strerror or str(error))
+    name = f"{target.parent.name}/{target.name}"
+    if target.exists():
+        return _Outcome(path, name)
+    target.parent.mkdir(exist_ok=True)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", VideoWarning)
+            _write(path, temporary, recipe)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except VideoError as error:
+        return _Outcome(path, bad=error.reason)
+    finally:
+        temporary.unlink(missing_ok=True)
+    damage = "; ".join(str(w.message) for w in caught if issubclass(w.category, VideoWarning))
+    return _Outcome(path, name, made=True, damaged=damage)
+
+
+def _target(path: str, recipe: Recipe) -> str:
+    """A name of which the same source, unchanged, and the same recipe have one, and no others."""
+    status = os.stat(path)
+    facts = (os.path.abspath(path), status.st_size, status.st_mtime_ns, asdict(recipe))
+    digest = hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()
+    stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(path).stem)[:60]
+    suffix = ".mp4" if recipe.clip_frames is None else ".npy"
+    return f"{digest[:2]}/{stem}-{digest[:16]}{suffix}"
+
+
+def _write(path: str, target: Path, recipe: Recipe) -> None:
+    with ExitStack() as stack:
+        try:
+            footage = stack.enter_context(open_footage(Segment(path)))
+        except (OSError, av.error.FFmpegError) as error:
+            raise CorruptVideo(path, str(error)) from error
+        if recipe.clip_frames is not None:
+            numbers = segment_indices(footage.total, recipe.clip_frames)
+            clip = np.stack(list(_small(path, footage.frames(numbers), recipe.short_side)))
+            content = io.BytesIO()  # to a file itself, save does not say why it fails
+            np.save(content, clip, allow_pickle=False)
+            target.write_bytes(content.getbuffer())
+            return
+        rate = 25.0
+        if not path.endswith(".npy"):
+            with VideoReader(path) as reader:
+                rate = reader.info.fps
+        frames = footage.frames(np.arange(footage.total))
+        options = {"crf": str(recipe.crf), "g": str(_KEYFRAMES), "threads": "1"}
+        write_video(target, _small(path, frames, recipe.short_side), rate, options=options)
+
+
+def _small(
+    path: str, frames: Iterator[NDArray[np.uint8]], short_side: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Frames made small, of an even size; what goes wrong in reading is a VideoError."""
+    while True:
+        try:
+            frame = next(frames, None)
+        except (OSError, av.error.FFmpegError) as error:
+            raise CorruptVideo(path, str(error)) from error
+        if frame is None:
+            return
+        if min(frame.shape[:2]) > short_side:
+            small = resize_short_side(frame[None], short_side)[0].round().byte()
+            frame = small.permute(1, 2, 0).contiguous().numpy()
+        height, width = (side - side % 2 for side in frame.shape[:2])
+        yield frame[:height, :width]
+
+
+def _conclude(
+    folder: Path,
+    name: str,
+    paths: Sequence[str],
+    labels: Sequence[int],
+    outcomes: dict[str, _Outcome],
+) -> Preparation:
+    good = [
+        (path, f"videos/{outcomes[path].target}", label)
+        for path, label in zip(paths, labels, strict=True)
+        if not outcomes[path].bad
+    ]
+    bad = [(path, outcome.bad) for path, outcome in outcomes.items() if outcome.bad]
+    damaged = [(path, outcome.damaged) for path, outcome in outcomes.items() if outcome.damaged]
+    report = folder / f"{name}.bad.txt"
+    lines = [f"{path}\tleft out\t{reason}\n" for path, reason in bad]
+    lines += [f"{path}\tkept\t{reason}\n" for path, reason in damaged]
+    if lines:
+        _replace(report, "".join(lines))
+    else:
+        report.unlink(missing_ok=True)
+    if not good:
+        raise PrepareError(f"none of {len(outcomes)} videos could be read; {report} says why")
+    listing = folder / f"{name}.txt"
+    _replace(listing, "".join(f"{target} {label}\n" for _, target, label in good))
+    made = sum(outcome.made for outcome in outcomes.values())
+    return Preparation(
+        list_file=listing,
+        made=made,
+        kept=len(outcomes) - made - len(bad),
+        bad=bad,
+        damaged=damaged,
+        report=report if lines else None,
+        pairs=[(path, str(folder / target)) for path, target, _ in good],
+    )
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _clean(folder: Path) -> None:
+    """Removes what killed processes left half written; what living ones write stays."""
+    for path in folder.glob("*/.*.tmp.*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _lives(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
