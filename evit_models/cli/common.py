@@ -29,9 +29,9 @@ def failures() -> tuple[type[Exception], ...]:
     from evit_models import CheckpointError
     from evit_models.training.errors import ConfigError
     from evit_models.video import VideoError
-    from evit_models.video.datasets import DatasetError
+    from evit_models.video.datasets import DatasetError, TooManyBadVideos
 
-    return (CheckpointError, ConfigError, DatasetError, VideoError)
+    return (CheckpointError, ConfigError, DatasetError, TooManyBadVideos, VideoError)
 
 
 def unlucky() -> tuple[type[Exception], ...]:

@@ -98,15 +98,18 @@ class TrainConfig:
             that see more than one frame; "norm" keeps norms and their statistics.
         dataset: what `data` and `eval_data` are: "list" (files of `path label`), "folder" (a folder
             per class), "epic" (EPIC-Kitchens CSV), "motion" and "dummy" (made, not read).
-        root: folder that paths in lists are relative to; "" is the list's own.
+        root: folder that paths in lists are relative to, "" is the list's own; the folder of the
+            videos of EPIC-Kitchens.
         target: of EPIC-Kitchens: one "action" head, or two heads, "verb_noun".
-        class_names: file with a name per class; "" takes those that the dataset knows.
+        class_names: file with a name a line; "" takes those that the dataset knows.
         frames, stride, size: a clip of `frames` frames, `stride` apart (0 spreads them over the
             video), `size` x `size` pixels.
         views, crops: clips per video and squares per clip in evaluation.
         motion_clips: clips of the set "motion" or "dummy"; a fifth as many for evaluation.
         flip, color_jitter, rand_augment, random_erasing, crop_scale: augmentation; flip must stay
-            off where labels have a direction. rand_augment is a magnitude, 0 is none.
+            off where labels have a direction. color_jitter is of brightness, contrast and
+            saturation, rand_augment a magnitude to 10, 0 is none; random_erasing is a probability,
+            crop_scale the least share of the frame that a crop takes.
         mixup, cutmix: alpha of the Beta distributions, 0 is none.
         workers: processes that read clips; worker_timeout: longest wait for one.
         eval_batch_size: videos in a batch of evaluation.

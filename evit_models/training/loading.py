@@ -66,6 +66,7 @@ def reading(config: TrainConfig, safe: Callable[[], str]) -> Iterator[None]:
 
     Raises:
         TrainingError: a worker was killed, hangs, or met an error that its dataset did not handle.
+        TooManyBadVideos: more videos cannot be read than may be replaced.
     """
     try:
         yield
@@ -73,7 +74,14 @@ def reading(config: TrainConfig, safe: Callable[[], str]) -> Iterator[None]:
         _end_workers()
         raise
     except Exception as error:
+        from evit_models.video.datasets import TooManyBadVideos
+
         text = str(error)
+        if isinstance(error, TooManyBadVideos):
+            _end_workers()
+            # A worker sends its whole traceback; the last line is the error itself.
+            reason = text.strip().splitlines()[-1].partition("TooManyBadVideos: ")
+            raise TooManyBadVideos(f"{reason[2] or reason[0]}; {safe()}") from error
         if "DataLoader" not in text and "DataLoader" not in type(error).__name__:
             raise
         _end_workers()

@@ -109,6 +109,7 @@ class Trainer:
         self.skipped = self.skipped_in_a_row = 0
         self.best = -1.0
         self._advised = False
+        self._replaced: set[str] = set()
 
     def run(self) -> dict[str, Any]:
         """Trains to the end of the schedule and returns the last evaluation's facts.
@@ -149,6 +150,7 @@ class Trainer:
             loader(self.train_set, batches, self.config, self.ranks.device.type), self.config
         )
         waited = total = 0.0
+        replaced: list[str] = []
         for _ in range(done, self.steps_per_epoch):
             start = time.perf_counter()
             ready = [next(iterator) for _ in range(self.config.accumulation)]
@@ -156,10 +158,12 @@ class Trainer:
             facts = self._step(ready, epoch)
             seconds = time.perf_counter() - start
             waited, total = waited + waiting, total + seconds
+            replaced += [text for batch in ready for text in batch.get("error", ()) if text]
             self._tell(facts, epoch, waiting, seconds)
             every = self.config.checkpoint_steps
             if self.step % self.steps_per_epoch == 0 or (every and self.step % every == 0):
                 self._save()
+        self._tell_replaced(replaced)
         advice = bottleneck(waited, total, self.config.workers)
         if advice and not self._advised:
             self._advised = True
@@ -260,6 +264,13 @@ class Trainer:
         if np.isfinite(facts["loss"]) and self.step % self.config.log_steps == 0:
             self.log.write("step", **numbers)
         self._observe("step", {**numbers, "total_steps": self.total_steps})
+
+    def _tell_replaced(self, mine: list[str]) -> None:
+        """Warns of each video that another one stood for, in whichever process, once."""
+        for text in sorted({text for one in self.ranks.gather(mine) for text in one}):
+            if text not in self._replaced:
+                self._replaced.add(text)
+                self._warn(f"{text}; another video stood for it")
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         assert self.eval_set is not None
