@@ -31,7 +31,8 @@ _TEXTURES, _BANDS, _MOST_CLUTTER, _NOISE = 24, 64, 5, 5.0
 class Renderer:
     """Renders scenes of one picture; draws its textures from ``generator``.
 
-    ``runners`` are those of `RUNNERS` that run, all of one picture. ``frames`` is the number of frames and of phases, ``size`` the side of a frame in pixels.
+    ``runners`` are those of `RUNNERS` that run, all of one picture. ``frames`` is the number of
+    frames and of phases, ``size`` the side of a frame in pixels.
     """
 
     def __init__(
