@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from evit_models.training.metrics import Ints
 
-_MOST_NAMES = 40  # ticks that can still be read
+_MOST_NAMES, _MOST_COUNTS = 60, 30  # classes whose names, and whose counts, can still be read
+_LONGEST_NAME = 28
 _SMOOTH = 50  # about as many points as the smoothed curve has
 
 
@@ -46,20 +50,40 @@ def save_curves(log: Sequence[dict[str, Any]], path: Path, *, title: str = "") -
 
 
 def save_confusion(matrix: Ints, path: Path, *, class_names: Sequence[str] | None = None) -> None:
-    """Writes a PNG of a confusion matrix; rows are the true classes, as shares of their clips."""
+    """Writes a PNG of a confusion matrix; rows are the true classes, as shares of their clips.
+
+    Few classes have all their names, and counts in the cells; of many some names are shown, and
+    colours in which a single mistake can still be seen. Rows of classes without clips are grey.
+    """
     classes = len(matrix)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = min(12.0, 3.0 + 0.3 * classes)
+    clips = matrix.sum(1, keepdims=True)
+    shares = np.ma.array(
+        matrix / np.maximum(clips, 1), mask=np.broadcast_to(clips == 0, matrix.shape)
+    )
+    side = min(14.0, 3.0 + 0.32 * classes)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis")
+    colours = colormaps["viridis"].with_extremes(bad="0.85")
+    image = axes.imshow(shares, norm=PowerNorm(0.5, 0, 1), cmap=colours, interpolation="nearest")
     axes.set(xlabel="predicted", ylabel="true")
-    if classes <= _MOST_NAMES:
-        names = class_names or [str(number) for number in range(classes)]
-        axes.set_xticks(range(classes), names, rotation=90)
-        axes.set_yticks(range(classes), names)
-    figure.colorbar(image, label="share of the true class")
+    names = [_shortened(name) for name in class_names or map(str, range(classes))]
+    ticks = range(0, classes, math.ceil(classes / _MOST_NAMES))
+    axes.set_xticks(ticks, [names[place] for place in ticks], rotation=90)
+    axes.set_yticks(ticks, [names[place] for place in ticks])
+    if classes <= _MOST_COUNTS:
+        for (row, column), count in np.ndenumerate(matrix):
+            if count:
+                dark = shares[row, column] < 0.4
+                axes.text(
+                    column, row, str(count), ha="center", va="center",
+                    color="white" if dark else "black", fontsize=8,
+                )  # fmt: skip
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
     figure.savefig(path, dpi=120)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

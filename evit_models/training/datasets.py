@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,14 @@ _DUMMY_CLASSES = 10
 _AUGMENTATION = ("flip", "color_jitter", "rand_augment", "random_erasing")
 # The tables by which EPIC-Kitchens-100 numbers its actions.
 _OFFICIAL = ("EPIC_100_train.csv", "EPIC_100_validation.csv")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that some clips must have: how many, and their names where they are known."""
+
+    num_classes: int
+    class_names: list[str] | None = None
 
 
 def make_datasets(config: TrainConfig) -> tuple[ClipDataset, ClipDataset | None]:
@@ -45,19 +55,25 @@ def make_dataset(
     *,
     training: bool,
     pixels: dict[str, Any],
-    classes_of: ClipDataset | None = None,
+    classes_of: ClipDataset | Classes | None = None,
+    targets: Sequence[str] = (),
+    action_csvs: Sequence[Path] = (),
 ) -> ClipDataset:
     """Returns the clips of `config.data`, or in evaluation those of `config.eval_data`.
 
     Args:
         pixels: "mean", "std", "crop_pct" and "interpolation", as in a model's `default_cfg`.
-        classes_of: the dataset whose classes these clips have too.
+        classes_of: the dataset whose classes these clips have too, or those classes.
+        targets: labels of EPIC-Kitchens in place of those that `config.target` asks for.
+        action_csvs: the tables that number its actions, in place of those that lie beside the data.
     """
     from evit_models.video.datasets import DatasetError
 
     try:
         if config.dataset in ("motion", "dummy"):
             return _made(config, training, pixels)
+        if config.dataset == "epic":
+            return _epic(config, training, pixels, targets, action_csvs)
         return _read(config, training, pixels, classes_of)
     except DatasetError:
         raise
@@ -109,30 +125,39 @@ def _made(config: TrainConfig, training: bool, pixels: dict[str, Any]) -> ClipDa
     )
 
 
-def _read(
-    config: TrainConfig, training: bool, pixels: dict[str, Any], classes_of: ClipDataset | None
+def _epic(
+    config: TrainConfig,
+    training: bool,
+    pixels: dict[str, Any],
+    targets: Sequence[str],
+    action_csvs: Sequence[Path],
 ) -> ClipDataset:
-    from evit_models.video import ClipSampling, datasets
+    from evit_models.video import datasets
 
-    key = "data" if training else "eval_data"
-    path = getattr(config, key)
-    if not path:
-        raise ConfigError(f"{key}: is missing; give a list, folder or table of videos")
-    common: dict[str, Any] = {
-        "sampling": ClipSampling(config.frames, config.stride or None, config.views),
-        "transform": transform_of(config, pixels, training=training),
-        "training": training,
-        "seed": config.seed,
-    }
-    if config.dataset == "epic":
-        if not config.root:
-            raise ConfigError("root: is missing; give the folder that holds the videos")
-        if config.class_names:
-            raise ConfigError("class_names: has no use, EPIC-Kitchens numbers its classes")
-        targets = ("verb", "noun") if config.target == "verb_noun" else "action"
-        return datasets.EpicKitchens(
-            path, config.root, targets=targets, action_csvs=_action_tables(config), **common
-        )
+    path = _path(config, training)
+    if not config.root:
+        raise ConfigError("root: is missing; give the folder that holds the videos")
+    if config.class_names:
+        raise ConfigError("class_names: has no use, EPIC-Kitchens numbers its classes")
+    return datasets.EpicKitchens(
+        path,
+        config.root,
+        targets=targets or (("verb", "noun") if config.target == "verb_noun" else "action"),
+        action_csvs=action_csvs or _action_tables(config),
+        **_common(config, training, pixels),
+    )
+
+
+def _read(
+    config: TrainConfig,
+    training: bool,
+    pixels: dict[str, Any],
+    classes_of: ClipDataset | Classes | None,
+) -> ClipDataset:
+    from evit_models.video import datasets
+
+    path = _path(config, training)
+    common = _common(config, training, pixels)
     names = _class_names(config.class_names) if config.class_names else None
     if classes_of is not None and names is None:
         assert not isinstance(classes_of.class_names, dict)
@@ -144,6 +169,25 @@ def _read(
     return datasets.VideoList(
         path, config.root or None, class_names=names, num_classes=count, **common
     )
+
+
+def _path(config: TrainConfig, training: bool) -> str:
+    key = "data" if training else "eval_data"
+    path: str = getattr(config, key)
+    if not path:
+        raise ConfigError(f"{key}: is missing; give a list, folder or table of videos")
+    return path
+
+
+def _common(config: TrainConfig, training: bool, pixels: dict[str, Any]) -> dict[str, Any]:
+    from evit_models.video import ClipSampling
+
+    return {
+        "sampling": ClipSampling(config.frames, config.stride or None, config.views),
+        "transform": transform_of(config, pixels, training=training),
+        "training": training,
+        "seed": config.seed,
+    }
 
 
 def transform_of(
@@ -178,7 +222,7 @@ def transform_of(
 
 def _action_tables(config: TrainConfig) -> list[Path]:
     """The official tables if they lie beside the data, else those of this run."""
-    official = [Path(config.data).parent / name for name in _OFFICIAL]
+    official = [Path(config.data or config.eval_data).parent / name for name in _OFFICIAL]
     if all(table.exists() for table in official):
         return official
     return [Path(table) for table in (config.data, config.eval_data) if table]

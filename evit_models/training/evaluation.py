@@ -22,18 +22,27 @@ if TYPE_CHECKING:
 
 _BEST = 5
 
-#: From the model's probabilities (B, V, total) to those of the heads that are reported.
+#: From the model's logits (B, V, total) to probabilities of the heads that are reported.
 Scores = Callable[[Tensor], dict[str, Tensor]]
 
 
 @dataclass
 class Evaluation:
-    """Predictions by head: of whole videos (views averaged), and of every view by itself."""
+    """Predictions by head: of whole videos (views averaged), and of every view by itself.
+
+    Args:
+        sizes: classes of every head.
+        videos: their `index` is the clip's number in the dataset.
+        views: their `index` counts the views of all clips, those of clip 0 first.
+        sources: the file or name of every clip that was evaluated, by its number.
+        unreadable: the file and the reason of every clip that could not be, by its number.
+    """
 
     sizes: dict[str, int]
     videos: dict[str, Predictions]
     views: dict[str, Predictions]
-    unreadable: list[str] = field(default_factory=list)
+    sources: dict[int, str] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def figures(self) -> dict[str, dict[str, float]]:
         """Returns the figures of every head, per video; "view_top1" is that of single views."""
@@ -69,13 +78,19 @@ def evaluate(
     step = config.eval_batch_size
     batches = [mine[start : start + step] for start in range(0, len(mine), step)]
     parts: list[tuple[dict[str, Predictions], dict[str, Predictions]]] = []
-    unreadable: list[str] = []
+    sources: dict[int, str] = {}
+    unreadable: dict[int, str] = {}
     with reading(config, lambda: "the evaluation was not finished"), torch.inference_mode():
         for batch in read(loader(dataset, batches, config, ranks.device.type), config):
             valid = batch["valid"].bool()
-            unreadable += [
-                source for source, good in zip(batch["source"], valid, strict=True) if not good
-            ]
+            facts = zip(
+                batch["index"].tolist(), batch["source"], batch["error"], valid, strict=True
+            )
+            for index, source, error, good in facts:
+                if good:
+                    sources[index] = source
+                else:
+                    unreadable[index] = f"{source}: {error}"
             if valid.any():
                 parts.append(_predict(model, heads, batch, valid, config, ranks, scores))
             after_batch()
@@ -84,8 +99,11 @@ def evaluate(
         whole = {name: merge(part[kind][name] for part in parts) for name in sizes}
         everyone = ranks.gather(whole)
         merged.append({name: merge(one[name] for one in everyone) for name in sizes})
-    bad = sorted({source for one in ranks.gather(unreadable) for source in one})
-    return Evaluation(dict(sizes), merged[0], merged[1], bad)
+    texts = []
+    for mine_of in (sources, unreadable):
+        together = [item for one in ranks.gather(mine_of) for item in one.items()]
+        texts.append(dict(sorted(together)))
+    return Evaluation(dict(sizes), merged[0], merged[1], *texts)
 
 
 def autocast(precision: str, device: torch.device) -> Any:
@@ -126,6 +144,8 @@ def _predict(
 
 
 def _record(index: Tensor, label: Tensor, shares: Tensor) -> Predictions:
-    best = shares.topk(min(_BEST, shares.shape[-1])).indices
+    top, best = shares.topk(min(_BEST, shares.shape[-1]))
     right = shares.gather(-1, label[:, None])[:, 0].double().clamp_min(1e-30)
-    return Predictions(index.numpy(), label.numpy(), best.numpy(), -np.log(right.numpy()))
+    return Predictions(
+        index.numpy(), label.numpy(), best.numpy(), -np.log(right.numpy()), top.double().numpy()
+    )

@@ -24,12 +24,14 @@ class Predictions:
         index: the clip's number in the dataset, (N,).
         label: its class, (N,). best: the classes with the highest scores, best first, (N, k).
         loss: cross entropy of its averaged scores, (N,).
+        shares: the scores of `best`, as shares from 0 to 1, (N, k).
     """
 
     index: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     label: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     best: Ints = field(default_factory=lambda: np.empty((0, 1), np.int64))
     loss: Floats = field(default_factory=lambda: np.empty(0))
+    shares: Floats = field(default_factory=lambda: np.empty((0, 1)))
 
 
 def merge(parts: Iterable[Predictions]) -> Predictions:
@@ -43,6 +45,7 @@ def merge(parts: Iterable[Predictions]) -> Predictions:
         np.concatenate([part.label for part in filled])[first],
         np.concatenate([part.best for part in filled])[first],
         np.concatenate([part.loss for part in filled])[first],
+        np.concatenate([part.shares for part in filled])[first],
     )
 
 
@@ -51,7 +54,8 @@ def figures(predictions: Predictions, num_classes: int) -> dict[str, float]:
 
     "top1" and "top5"; "mean_class", the mean of top-1 over the classes that occur; "majority", what
     always naming the commonest class would get; "predicted_majority", the share of the class that
-    was named most often: near 1, the network has collapsed; "loss"; "clips", their number.
+    was named most often: near 1, the network has collapsed; "loss"; "clips" and "classes", how many
+    there are.
     """
     label, best = predictions.label, predictions.best
     count = len(label)
@@ -70,6 +74,23 @@ def figures(predictions: Predictions, num_classes: int) -> dict[str, float]:
         "predicted_majority": float(named.max() / count),
         "loss": float(predictions.loss.mean()),
         "clips": count,
+        "classes": int(occurs.sum()),
+    }
+
+
+def majority_figures(labels: Ints) -> dict[str, float]:
+    """Returns what the same answer for every clip gets: the commonest classes, commonest first.
+
+    "class", the commonest; its "top1"; "top5" of the five commonest; "mean_class" of one class that
+    is always right.
+    """
+    counts = np.bincount(labels)
+    commonest = np.argsort(-counts, kind="stable")
+    return {
+        "class": int(commonest[0]),
+        "top1": float(counts[commonest[0]] / len(labels)),
+        "top5": float(counts[commonest[:5]].sum() / len(labels)),
+        "mean_class": 1 / int((counts > 0).sum()),
     }
 
 

@@ -14,7 +14,13 @@ from evit_models import create_model
 from evit_models.training import ConfigError, load_config
 from evit_models.training.ema import AveragedModel
 from evit_models.training.loading import bottleneck
-from evit_models.training.metrics import Predictions, confusion_matrix, figures, merge
+from evit_models.training.metrics import (
+    Predictions,
+    confusion_matrix,
+    figures,
+    majority_figures,
+    merge,
+)
 from evit_models.training.networks import freeze, recompute_blocks, train_mode
 from evit_models.training.objective import Heads
 from evit_models.training.optimizer import (
@@ -157,6 +163,7 @@ def test_figures_by_hand() -> None:
         label=np.array([0, 0, 0, 0, 1, 2]),
         best=np.array([[0, 1], [0, 2], [1, 0], [0, 1], [0, 1], [2, 0]]),
         loss=np.full(6, 2.0),
+        shares=np.full((6, 2), 0.5),
     )
     row = figures(found, 4)
     assert row["top1"] == pytest.approx(4 / 6)
@@ -164,7 +171,10 @@ def test_figures_by_hand() -> None:
     assert row["mean_class"] == pytest.approx((3 / 4 + 0 + 1) / 3)
     assert row["majority"] == pytest.approx(4 / 6)
     assert row["predicted_majority"] == pytest.approx(4 / 6)
-    assert row["loss"] == 2.0
+    assert (row["loss"], row["clips"], row["classes"]) == (2.0, 6, 3)
+    assert majority_figures(found.label) == {
+        "class": 0, "top1": 4 / 6, "top5": 1.0, "mean_class": 1 / 3,
+    }  # fmt: skip
     assert confusion_matrix(found, 4).tolist() == [
         [3, 1, 0, 0],
         [1, 0, 0, 0],
@@ -177,8 +187,9 @@ def test_figures_by_hand() -> None:
 def test_merged_shards_count_every_clip_once() -> None:
     rng = np.random.default_rng(0)
     whole = Predictions(
-        np.arange(11), rng.integers(0, 3, 11), rng.integers(0, 3, (11, 2)), rng.random(11)
-    )
+        np.arange(11), rng.integers(0, 3, 11), rng.integers(0, 3, (11, 2)), rng.random(11),
+        rng.random((11, 2)),
+    )  # fmt: skip
     # The third shard repeats a clip, as padding would.
     takes = ([0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 0])
     parts = [Predictions(*(v[t] for v in vars(whole).values())) for t in takes]
