@@ -16,6 +16,7 @@ from evit_models.cli.bench import bench
 from evit_models.cli.classify import classify
 from evit_models.cli.common import UserError, debug_option, failures, unlucky
 from evit_models.cli.demo import demo
+from evit_models.cli.doctor import doctor
 from evit_models.cli.eval import evaluate_command
 from evit_models.cli.info import info
 from evit_models.cli.models import models
@@ -33,7 +34,7 @@ def evit(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
-for _command in (info, models, classify, prepare, train, evaluate_command, bench, demo):
+for _command in (info, models, classify, prepare, train, evaluate_command, doctor, bench, demo):
     evit.add_command(_command)
 
 

@@ -54,7 +54,7 @@ def choose_model(
     if file.config and name in (None, file.config.get("name")) and not extra:
         model = load_model(checkpoint, backend=backend).eval()
     else:
-        variant, rows = _look(file)
+        variant, rows = look(file)
         model = create_model(
             name or variant or DEFAULT_MODEL,
             rows or classes or 400,
@@ -68,7 +68,7 @@ def choose_model(
     return Weighted(model, str(file.path), doubt if random else None)
 
 
-def _look(file: Checkpoint) -> tuple[str | None, int | None]:
+def look(file: Checkpoint) -> tuple[str | None, int | None]:
     """The variant and the number of classes that a file's tensors show, as far as they do."""
     found = recognise(file.tensors.keys())
     if found is None:
