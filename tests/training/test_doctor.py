@@ -13,19 +13,17 @@ import numpy as np
 import pytest
 import torch
 from runs import tiny, trainer
+from test_doctor_checks import EachFrame
 from test_loop import Poisoned
-from torch import Tensor
 
 import evit_models.training.optimizer
 import evit_models.video
 from evit_models import EfficientViT3D, create_model, load_model, save_checkpoint
 from evit_models.cli import main
-from evit_models.doctor.clips import augmentation_axis, mirrored_directions
-from evit_models.doctor.history import collapsed_predictions, data_bound, flat_loss
-from evit_models.doctor.weights import attention_without_time, blind_to_order, unsettled_norms
+from evit_models.doctor.history import data_bound
+from evit_models.doctor.weights import blind_to_order, unsettled_norms
 from evit_models.training import TrainingError
 from evit_models.training.checkpointing import checkpoints
-from evit_models.video import ColorJitter, MixClips, RandAugment, RandomErasing, TrainTransform
 from evit_models.video.datasets import MotionClips, Sample
 
 Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
@@ -179,27 +177,6 @@ def test_attention_without_time(tmp_path: Path, doctor: Doctor) -> None:
     assert doctor(tmp_path, "--frames", 32)[1]["attention_without_time"]["verdict"] == "warning"
 
 
-@pytest.mark.parametrize(
-    ("name", "strides", "frames", "verdict"),
-    [
-        ("efficientvit3d_b1", "original", 16, "broken"),
-        ("efficientvit3d_l0", "original", 32, "broken"),
-        ("efficientvit3d_l0", "tubelet", 4, "ok"),
-        ("efficientvit3d_b1", "tubelet", 2, "broken"),
-        ("efficientvit3d_b1", "full", 1, "unchecked"),
-    ],
-)
-def test_extent_of_time(name: str, strides: str, frames: int, verdict: str) -> None:
-    """What is computed from strides is what the network makes of a clip."""
-    with torch.device("meta"):
-        model = create_model(name, 3, temporal_strides=strides, backend="reference").eval()
-        features = model.forward_features(torch.empty(1, 3, frames, 32, 32))
-    found = attention_without_time(model, frames, "here")
-    assert found.verdict == verdict
-    if verdict != "unchecked":
-        assert f"{features['stage4'].shape[2]} in stage4" in found.evidence
-
-
 def test_blind_to_order(run: Path, tmp_path: Path, doctor: Doctor) -> None:
     def inflated(model: EfficientViT3D) -> None:
         for weight in model.parameters():
@@ -274,17 +251,6 @@ def test_collapsed_predictions(
     assert verdicts(findings, "broken") == ["collapsed_predictions"]
 
 
-def test_unbalanced_classes_are_no_collapse() -> None:
-    row = {"clips": 100, "classes": 2, "majority": 0.95, "predicted_majority": 0.96}
-    found = collapsed_predictions({"class": {**row, "top1": 0.97, "mean_class": 0.8}}, "here")
-    assert found.verdict == "ok"
-    found = collapsed_predictions({"class": {**row, "top1": 0.93, "mean_class": 0.55}}, "here")
-    assert found.verdict == "broken"
-    row = {"clips": 100, "classes": 2, "majority": 0.6, "predicted_majority": 0.7}
-    found = collapsed_predictions({"class": {**row, "top1": 0.55, "mean_class": 0.6}}, "here")
-    assert found.verdict == "warning"
-
-
 def test_decay_on_norms(tmp_path: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that decays everything alike, as many training scripts do."""
 
@@ -313,52 +279,6 @@ def test_decay_on_norms_of_other_scripts(run: Path, tmp_path: Path, doctor: Doct
     assert "of 5 frames (of training)" in findings["attention_without_time"]["evidence"]
 
 
-class EachFrame(TrainTransform):
-    """Draws anew for every frame, as a transform of images in a loop does."""
-
-    def __call__(self, frames: Any, generator: np.random.Generator) -> Tensor:
-        one = super().__call__
-        return torch.cat([one(frame[None], generator) for frame in frames], dim=1)
-
-
-class MirroredTime(TrainTransform):
-    """Mirrors an axis that was meant to be the width."""
-
-    def __call__(self, frames: Any, generator: np.random.Generator) -> Tensor:
-        return super().__call__(list(frames)[::-1], generator)
-
-
-def cut_in_time(clips: Tensor, generator: np.random.Generator) -> Tensor:
-    """CutMix written for images, (B, C, H, W), on clips: its box is in (T, H)."""
-    mixed = clips.clone()
-    mixed[:, :, 1:3, 4:20] = clips.roll(1, 0)[:, :, 1:3, 4:20]
-    return mixed
-
-
-FRAME = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-
-
-def test_augmentation_on_the_wrong_axis() -> None:
-    for transform in (EachFrame(16, flip=0.5), EachFrame(16)):
-        assert augmentation_axis(transform, None, FRAME).verdict == "broken"
-    found = augmentation_axis(MirroredTime(16), None, FRAME)
-    assert (found.verdict, "order of the frames" in found.evidence) == ("broken", True)
-    assert augmentation_axis(None, cut_in_time, FRAME).verdict == "broken"
-
-
-def test_our_augmentation_is_healthy() -> None:
-    full = TrainTransform(
-        16, flip=0.5, rand_augment=RandAugment(magnitude=9), erasing=RandomErasing(0.5),
-        color_jitter=ColorJitter(0.4, 0.4, 0.4, 0.2),
-    )  # fmt: skip
-
-    def mix(clips: Tensor, generator: np.random.Generator) -> Tensor:
-        return MixClips(0.8, 1.0, 3)(clips, torch.zeros(4, dtype=torch.int64), generator)[0]
-
-    assert augmentation_axis(full, mix, FRAME).verdict == "ok"
-    assert augmentation_axis(None, None, FRAME).verdict == "ok"
-
-
 def test_augmentation_of_a_run(
     videos: Path, tmp_path: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,37 +297,11 @@ def test_augmentation_of_a_run(
     assert doctor(folder)[1]["augmentation_axis"]["verdict"] == "broken"
 
 
-@pytest.mark.parametrize(
-    ("names", "verdict"),
-    [
-        (["turn left", "turn_right"], "broken"),
-        (["Pushing something from left to right"], "broken"),
-        (["rotate clockwise"], "broken"),
-        (["leftover", "brightness", "copyright"], "ok"),
-        (None, "unchecked"),
-    ],
-)
-def test_directions_in_names(names: list[str] | None, verdict: str) -> None:
-    assert mirrored_directions(True, names).verdict == verdict
-    assert mirrored_directions(False, names).verdict == "ok"
-
-
 def test_a_loss_that_never_fell(tmp_path: Path, doctor: Doctor) -> None:
     trainer(tmp_path, tiny(epochs=4, batch_size=4, accumulation=1, motion_clips=24, lr=0.0)).run()
     code, findings = doctor(tmp_path)
     assert code == 1
     assert findings["flat_loss"]["verdict"] == "broken"
-
-
-def test_losses() -> None:
-    def verdict(losses: list[float]) -> str:
-        return flat_loss([{"kind": "step", "loss": loss} for loss in losses], [10]).verdict
-
-    falls = list(np.linspace(2.4, 0.4, 50))
-    assert verdict(falls) == "ok"
-    assert verdict(falls + list(np.linspace(0.4, 2.2, 30))) == "broken"
-    assert verdict([0.1] * 50) == "ok", "weights that had learned before"
-    assert verdict([2.4] * 19) == "unchecked"
 
 
 def test_training_that_waits_for_clips(tmp_path: Path, doctor: Doctor) -> None:
