@@ -51,7 +51,8 @@ def admit(
     """Collects what the checks look at; a UserError or CheckpointError where it is no patient."""
     run = target if (target / CONFIG_FILE).exists() else None
     config = load_config(run / CONFIG_FILE) if run else None
-    weights = _weights(target, config)
+    states = {file: why_bad(file) for file in checkpoints(target / CHECKPOINTS)} if run else {}
+    weights = _weights(target, config, [file for file, reason in states.items() if not reason])
     patient = Patient(weights.tensors, weights.structure, weights.model)
     patient.statistics = {
         key: weights.data[key] for key in ("mean", "std") if _three(weights.data.get(key))
@@ -60,7 +61,7 @@ def admit(
     patient.groups = weights.groups
     _set_frames(patient, weights, frames)
     if run is not None and config is not None:
-        _add_history(patient, run, config)
+        _add_history(patient, run, config, states)
     overrides = data_overrides(data, dataset, root)
     if frames is not None:
         overrides["frames"] = frames
@@ -82,12 +83,11 @@ class _Weights:
     config: TrainConfig | None = None
 
 
-def _weights(target: Path, config: TrainConfig | None) -> _Weights:
+def _weights(target: Path, config: TrainConfig | None, whole: list[Path]) -> _Weights:
+    """The weights in a file or of a run, whose checkpoints are `whole`, the newest first."""
     path, groups = target, None
     if config is not None:
         files = (target / "model.safetensors", target / BEST / "model.safetensors")
-        saved = checkpoints(target / CHECKPOINTS)
-        whole = [file for file in saved if why_bad(file) is None]
         found = [file for file in (*files, *whole) if file.exists()]
         if not found:
             raise UserError(f"{target}: has neither weights nor a checkpoint that is whole yet")
@@ -107,7 +107,7 @@ def _weights(target: Path, config: TrainConfig | None) -> _Weights:
 def _state(path: Path) -> tuple[list[dict[str, Any]] | None, TrainConfig | None]:
     """The optimiser's groups and the configuration in a checkpoint of training, if it has them."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # whatever is wrong with it, `read_checkpoint` finds the words
         return None, None
     if not isinstance(state, dict):
@@ -173,14 +173,12 @@ def _set_frames(patient: Patient, weights: _Weights, frames: int | None) -> None
         patient.frames, patient.frames_source = weights.config.frames, "of training"
 
 
-def _add_history(patient: Patient, run: Path, config: TrainConfig) -> None:
+def _add_history(
+    patient: Patient, run: Path, config: TrainConfig, states: Mapping[Path, str | None]
+) -> None:
     patient.log, patient.workers = read_log(run), config.workers
-    for file in checkpoints(run / CHECKPOINTS):
-        reason = why_bad(file)
-        if reason is None:
-            patient.whole += 1
-        else:
-            patient.problems = [*patient.problems, f"{file.name} {reason}"]
+    patient.problems = [f"{file.name} {reason}" for file, reason in states.items() if reason]
+    patient.whole = len(states) - len(patient.problems)
     if config.pretrained:
         try:
             patient.started_from = (config.pretrained, pixel_config(config))

@@ -211,6 +211,7 @@ def _facts(subject: Subject, found: Evaluation, shown: Clips) -> dict[str, Any]:
 
 def _print(facts: dict[str, Any], folder: Path | None) -> None:
     from evit_models.cli.ui import print_table
+    from evit_models.doctor.history import collapsed_predictions
 
     views = facts["views"] * facts["crops"]
     stride = f", every {facts['stride']}" if facts["stride"] else ""
@@ -242,6 +243,11 @@ def _print(facts: dict[str, Any], folder: Path | None) -> None:
     if folder is not None:
         names = ", ".join(Path(path).name for path in facts["files"])
         click.echo(f"Written to {folder}: {names}.")
+    found = collapsed_predictions(
+        {head: row["videos"] for head, row in facts["heads"].items()}, "collapsed"
+    )
+    if found.verdict == "broken":
+        click.echo(f"evit: warning: {found.evidence}; evit doctor looks for the cause", err=True)
     bad = facts["unreadable"]
     for text in bad[:_SHOWN]:
         click.echo(f"evit: warning: {text}", err=True)

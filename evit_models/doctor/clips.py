@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from evit_models.doctor.finding import Finding, some
+from evit_models.doctor.weights import unsettled
 from evit_models.efficientvit3d import EfficientViT3D
 
 if TYPE_CHECKING:
@@ -121,6 +122,8 @@ def first_norm(model: EfficientViT3D, clips: Sequence[Tensor]) -> Finding:
         return Finding(name, "unchecked", "no clip could be read")
     if not mean.any() and bool((variance == 1).all()):
         return Finding(name, "unchecked", "the first norm has no statistics yet")
+    if unsettled(variance, int(norm.num_batches_tracked), share=0.1):
+        return Finding(name, "unchecked", "the first norm has not settled yet")
     with torch.inference_mode():
         seen = [layer.conv(clip[None].float()) for clip in clips]
     values = torch.cat([one.transpose(0, 1).flatten(1) for one in seen], dim=1)

@@ -74,6 +74,9 @@ def flat_loss(log: Sequence[Mapping[str, Any]], classes: Sequence[int]) -> Findi
         f"mean loss of the first {part} steps {first:.3f}, of the last {last:.3f}, lowest "
         f"{best:.3f}; a guess has {guess:.3f}"
     )
+    if last > 2 * guess:
+        advice = "it diverged: lower lr, a longer warm-up, or clip_norm"
+        return Finding(name, "broken", evidence, advice)
     if last > 0.8 * guess and best > 0.97 * min(first, guess):
         advice = (
             "it learned nothing: look at the learning rate, at what is frozen, at the labels, and "

@@ -91,11 +91,8 @@ def unsettled_norms(tensors: Mapping[str, Tensor]) -> Finding:
     if not counters or not any(int(tensors[key]) for key in counters):
         return Finding(name, "unchecked", "the norms do not say how many batches they have seen")
     steps = max(int(tensors[key]) for key in counters)
-    rest = _KEPT_BY_NORMS**steps
     norms = [key for key in tensors if key.endswith(".running_var")]
-    # Statistics below that rest cannot have begun with 1: these weights started from others.
-    own = [key for key in norms if bool((tensors[key] >= 0.99 * rest).all())]
-    bad = [key.removesuffix(".running_var") for key in own if rest > 0.5 * tensors[key].median()]
+    bad = [key.removesuffix(".running_var") for key in norms if unsettled(tensors[key], steps)]
     evidence = f"after {steps} batches {len(bad)} of {len(norms)} norms are still mostly the"
     if not bad:
         return Finding(name, "ok", f"{steps} batches are enough for all {len(norms)} norms")
@@ -106,6 +103,13 @@ def unsettled_norms(tensors: Mapping[str, Tensor]) -> Finding:
         "train for 150 steps or more, with smaller batches if need be; evaluation is wrong until "
         "then",
     )
+
+
+def unsettled(variance: Tensor, steps: int, *, share: float = 0.5) -> bool:
+    """Whether more than a share of a norm's variances is the 1 that it began with, after steps."""
+    rest = _KEPT_BY_NORMS**steps
+    # Variances below that rest cannot have begun with 1: such weights started from others.
+    return steps > 0 and bool((variance >= 0.99 * rest).all() and rest > share * variance.median())
 
 
 def attention_without_time(model: EfficientViT3D, frames: int, source: str) -> Finding:

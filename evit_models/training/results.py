@@ -45,7 +45,7 @@ def write_results(
     how often videos of the row's class were given the column's.
 
     Args:
-        form: "jsonl" or "csv".
+        form: one of `FORMATS`.
         ids: a name of every clip of the dataset, where it has one besides its source.
 
     Raises:
@@ -58,6 +58,8 @@ def write_results(
     written = [folder / FIGURES_FILE, folder / f"{PREDICTIONS}.{form}"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for other in FORMATS:  # what an earlier evaluation left would not belong to these figures
+            (folder / f"{PREDICTIONS}.{other}").unlink(missing_ok=True)
         write_durably(written[0], json.dumps(facts, indent=2, ensure_ascii=False).encode() + b"\n")
         write_durably(written[1], text.encode())
         for head, size in found.sizes.items():

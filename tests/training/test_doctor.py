@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from runs import tiny, trainer
+from test_datasets import COLUMNS
 from test_doctor_checks import EachFrame
 from test_loop import Poisoned
 
 import evit_models.training.optimizer
 import evit_models.video
 from evit_models import EfficientViT3D, create_model, load_model, save_checkpoint
+from evit_models.checkpoints.keys import from_ours
 from evit_models.cli import main
 from evit_models.doctor.history import data_bound
 from evit_models.doctor.weights import blind_to_order, unsettled_norms
@@ -245,7 +247,9 @@ def test_collapsed_predictions(
     assert verdicts(findings, "broken") == ["collapsed_predictions"]
     assert "100.0 % of 32 videos are" in findings["collapsed_predictions"]["evidence"]
     call = ["eval", "--checkpoint", path, "--data", videos / "list.txt", "--workers", 0]
+    capfd.readouterr()
     assert main([str(word) for word in (*call, "--output", tmp_path)]) == 0
+    assert "collapsed: 100.0 % of 40 videos are given one class" in capfd.readouterr().err
     code, findings = doctor(path, "--predictions", tmp_path / "predictions.jsonl")
     assert code == 1
     assert verdicts(findings, "broken") == ["collapsed_predictions"]
@@ -348,6 +352,41 @@ def test_bad_videos_and_corrupt_checkpoints(videos: Path, tmp_path: Path, doctor
     findings = doctor(folder)[1]
     assert "none of its first 20 videos exists" in findings["augmentation_axis"]["evidence"]
     assert findings["first_norm_inputs"]["verdict"] == "unchecked"
+
+
+def test_weights_of_others(tmp_path: Path, doctor: Doctor) -> None:
+    """Image weights by timm's names: nothing is wrong with them, and nothing knows time yet."""
+    torch.manual_seed(0)
+    model = create_model("efficientvit3d_b0", 5, temporal_kernel=1, aggregation_temporal_kernel=1)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.dim() == 5:
+            tensor = tensor.squeeze(2)
+        if name.endswith(("norm.weight", "running_var")):
+            tensor = torch.rand_like(tensor) + 0.5
+        tensors[from_ours(name, "timm", "B")] = tensor
+    torch.save(tensors, tmp_path / "timm.pth")
+    code, findings = doctor(tmp_path / "timm.pth")
+    assert code == 0
+    assert verdicts(findings, "warning") == []
+    assert "weights are of images" in findings["blind_to_order"]["evidence"]
+    assert "of 16 frames (the usual length)" in findings["attention_without_time"]["evidence"]
+
+
+def test_a_run_on_epic_kitchens(videos: Path, tmp_path: Path, doctor: Doctor) -> None:
+    """Two heads, mixed labels, and a table whose videos are stored clips."""
+    rows = [f"{n:02d},P01,P01_01,00:00:00.00,00:00:00.50,{n % 3},{n % 5}\n" for n in range(12)]
+    table = tmp_path / "train.csv"
+    table.write_text(",".join(COLUMNS) + "\n" + "".join(rows))
+    folder = list_run(
+        tmp_path / "run", videos, dataset="epic", data=str(table), eval_data=str(table),
+        root=str(videos), target="verb_noun", mixup=0.2, batch_size=4,
+    )  # fmt: skip
+    findings = doctor(folder)[1]
+    assert findings["augmentation_axis"]["verdict"] == "ok"
+    assert findings["decay_on_norms"]["verdict"] == "ok"
+    assert "has not settled" in findings["first_norm_inputs"]["evidence"], "after two batches"
+    assert "noun: " in findings["collapsed_predictions"]["evidence"]
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,4 @@ def test_losses() -> None:
     assert verdict(falls + list(np.linspace(0.4, 2.2, 30))) == "broken"
     assert verdict([0.1] * 50) == "ok", "weights that had learned before"
     assert verdict([2.4] * 19) == "unchecked"
+    assert verdict([2.4] * 10 + [50.0] * 20) == "broken"
