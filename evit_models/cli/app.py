@@ -24,12 +24,23 @@ from evit_models.cli.prepare import prepare
 from evit_models.cli.train import train
 
 
-@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Commands in the order in which they are added: the one in which people need them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(
+    cls=_InOrder,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name="evit", message="%(prog)s %(version)s")
 @debug_option
 @click.pass_context
 def evit(context: click.Context) -> None:
-    """Video classification on fused kernels: look, classify, train, measure."""
+    """Video classification on fused kernels: look, classify, train, evaluate, measure."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 

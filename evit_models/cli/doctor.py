@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _COLOURS = {"broken": "red", "warning": "yellow", "ok": "green", "unchecked": "bright_black"}
 
 
-@click.command()
+@click.command(short_help="Look for the classic failures in a run or in weights.")
 @click.argument("target", type=click.Path(), metavar="CHECKPOINT|RUN")
 @click.option("--data", type=click.Path(), help="Labelled videos to try the weights on.")
 @click.option("--dataset", metavar="KIND", help="list, folder, epic or motion. [default: by DATA]")

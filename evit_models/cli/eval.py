@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _SHOWN = 5  # unreadable videos, and mistakes, that are named
 
 
-@click.command("eval")
+@click.command("eval", short_help="Evaluate weights on labelled videos.")
 @click.argument("run", type=click.Path(), required=False)
 @click.option("--best", is_flag=True, help="The run's weights of its best evaluation.")
 @click.option("--checkpoint", type=click.Path(), help="Weights, in place of a run's.")

@@ -320,6 +320,22 @@ def test_two_processes_are_one(videos: Path, tmp_path: Path, evit: Call) -> None
     assert json.loads(out[out.index("{\n") : out.rindex("}") + 1]) == alone
 
 
+def test_help_is_in_the_order_of_need(evit: Call) -> None:
+    out = evit("--help")[1]
+    shown = [line.split()[0] for line in out[out.index("Commands:") :].splitlines()[1:]]
+    assert shown[-9:] == [
+        "info",
+        "models",
+        "classify",
+        "prepare",
+        "train",
+        "eval",
+        "doctor",
+        "bench",
+        "demo",
+    ]
+
+
 def test_most_confused() -> None:
     matrix = torch.tensor([[5, 2, 0], [0, 1, 3], [0, 0, 4]]).numpy()
     assert most_confused(matrix) == [(1, 2, 3), (0, 1, 2)]
