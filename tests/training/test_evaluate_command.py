@@ -323,17 +323,8 @@ def test_two_processes_are_one(videos: Path, tmp_path: Path, evit: Call) -> None
 def test_help_is_in_the_order_of_need(evit: Call) -> None:
     out = evit("--help")[1]
     shown = [line.split()[0] for line in out[out.index("Commands:") :].splitlines()[1:]]
-    assert shown[-9:] == [
-        "info",
-        "models",
-        "classify",
-        "prepare",
-        "train",
-        "eval",
-        "doctor",
-        "bench",
-        "demo",
-    ]
+    expected = "info, models, classify, prepare, train, eval, doctor, bench, demo"
+    assert ", ".join(shown) == expected
 
 
 def test_most_confused() -> None:
