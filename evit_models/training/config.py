@@ -270,6 +270,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": "efficientvit3d_b0",
         "frames": 8,
         "size": 48,
+        "motion_clips": 600,
+        "workers": 0,
         "epochs": 12,
         "batch_size": 16,
         "eval_batch_size": 32,

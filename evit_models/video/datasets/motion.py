@@ -17,23 +17,20 @@ from evit_models.video.transform import IMAGENET_MEAN, IMAGENET_STD
 from evit_models.video.writer import write_video
 
 from .base import ClipDataset, Sample
-from .motion_scenes import Renderer
+from .motion_scenes import PICTURES, Renderer
 
 __all__ = ["KINDS", "MotionClips"]
 
-#: The kinds of motion, and their classes: each names what runs and the step of its phase per frame.
-#: The step of "fast" depends on the number of frames, see `_fast_step`.
-KINDS: dict[str, dict[str, tuple[str, int | None]]] = {
-    "direction": {
-        "left": ("warp", -1),
-        "right": ("warp", 1),
-        "up": ("weft", -1),
-        "down": ("weft", 1),
-    },
-    "speed": {"slow": ("sectors", 1), "fast": ("sectors", None)},
-    "depth": {"approach": ("rings", 1), "recede": ("rings", -1)},
-    "order": {"open": ("leaves", 1), "close": ("leaves", -1)},
+#: The kinds of motion, and their classes: each names the step from one phase shown to the next.
+#: That of "fast" depends on the number of frames, see `_fast_step`.
+KINDS: dict[str, dict[str, int | None]] = {
+    "horizontal": {"left": -1, "right": 1},
+    "vertical": {"up": -1, "down": 1},
+    "speed": {"slow": 1, "fast": None},
+    "depth": {"approach": 1, "recede": -1},
+    "order": {"open": 1, "close": -1},
 }
+_PICTURES = dict(zip(KINDS, PICTURES, strict=True))
 
 _SPLITS = ("train", "validation", "test")
 _TEXTURES = 16  # streams of random numbers: scenes take those of _SPLITS, textures those from here
@@ -42,16 +39,16 @@ _TEXTURES = 16  # streams of random numbers: scenes take those of _SPLITS, textu
 class MotionClips(ClipDataset):
     """Something moves before a wall, and the class is the order in which its frames are shown.
 
-    A clip shows one of ``kinds``: cloth that slides left, right, up or down ("direction"), a wheel
-    that turns slow or fast ("speed"), rings that approach or recede ("depth"), a door that opens or
-    closes ("order"). By default all ten classes.
+    A clip shows one of ``kinds``: a curtain that slides left or right ("horizontal"), a blind that
+    slides up or down ("vertical"), a wheel that turns slow or fast ("speed"), a tunnel whose rings
+    approach or recede ("depth"), a door that opens or closes ("order"). By default all ten classes.
 
-    A scene is rendered to a bag of ``frames`` frames before any label is known; in it the thing
-    takes every phase once (cloth has two, across and along, in orders of their own). The label
-    sorts the bag by phase, upwards or downwards, or in steps of more than one for "fast". So all
-    classes of a kind show one multiset of frames, and no function of the unordered frames can tell
-    them apart, not even on clips that it was trained on. Since phases begin anywhere, neither can a
-    function of the t-th frame alone. What a frame does show is the kind: `chance`.
+    A scene is rendered to ``frames`` frames, one of each phase of the movement, before any label is
+    known. The label only orders them: forwards, backwards, or in steps of more than one phase for
+    "fast". So both classes of a kind show the same frames, and no function of the unordered frames
+    can tell them apart, not even on clips that it was trained on. Since movements begin anywhere on
+    their cycle, neither can a function of the t-th frame alone. What a frame does show is the kind:
+    `chance`.
 
     Of C classes, samples k * C to (k + 1) * C - 1 are one of each, of one scene for every kind.
 
@@ -86,16 +83,16 @@ class MotionClips(ClipDataset):
         self.num_classes: int = len(classes)
         self.class_names: list[str] = list(classes)
         self.labels: list[int] = [index % len(classes) for index in range(clips)]
-        #: The best accuracy that unordered frames allow: kinds by classes, 4/10 for all of them.
+        #: The best accuracy that unordered frames allow: one class of every kind, 1/2.
         self.chance: float = len(kinds) / len(classes)
         self._shows = [
-            (position, *_runner_and_step(kind, name, frames))
+            (position, _order(step, frames))
             for position, kind in enumerate(kinds)
-            for name in KINDS[kind]
+            for step in KINDS[kind].values()
         ]
         self._stream = _SPLITS.index(split)
         textures = sample_generator(seed, 0, 0, _TEXTURES + self._stream)
-        self._renderers = [Renderer(_runners(kind), frames, size, textures) for kind in kinds]
+        self._renderers = [Renderer(_PICTURES[kind], frames, size, textures) for kind in kinds]
         self._scale = (1 / (255 * np.asarray(std, dtype=np.float64))).astype(np.float32)
         self._shift = (-np.asarray(mean) / np.asarray(std)).astype(np.float32)
 
@@ -122,11 +119,10 @@ class MotionClips(ClipDataset):
         """The frames of one sample as they would be filmed, uint8 (T, H, W, 3)."""
         self._check_index(index)
         epoch = self.epoch if self.training else 0
-        position, runner, step = self._shows[self.labels[index]]
+        position, order = self._shows[self.labels[index]]
         scene = index // self.num_classes * len(self._renderers) + position
         generator = sample_generator(self.seed, epoch, scene, self._stream)
-        bag, phases = self._renderers[position].bag(generator)
-        return bag[_shown(phases[runner], step)]
+        return self._renderers[position].scene(generator)[order]
 
     def write(
         self, folder: str | PathLike[str], *, fps: float = 8, options: dict[str, str] | None = None
@@ -168,17 +164,6 @@ class MotionClips(ClipDataset):
             raise ValueError("MotionClips: frames is 6, expected 5, 7 or more for the kind 'speed'")
 
 
-def _runners(kind: str) -> tuple[str, ...]:
-    """What runs in some class of a kind."""
-    return tuple(dict.fromkeys(runner for runner, _ in KINDS[kind].values()))
-
-
-def _runner_and_step(kind: str, name: str, frames: int) -> tuple[int, int | None]:
-    """Which of the kind's runners a class sorts by, and its phases per frame."""
-    runner, step = KINDS[kind][name]
-    return _runners(kind).index(runner), _fast_step(frames) if step is None else step
-
-
 def _fast_step(frames: int) -> int | None:
     """Phases per frame of the fast wheel, about 3; None where there is no such step.
 
@@ -189,10 +174,10 @@ def _fast_step(frames: int) -> int | None:
     return min(steps, key=lambda step: (abs(step - 3), step), default=None)
 
 
-def _shown(phases: NDArray[np.int64], step: int | None) -> NDArray[np.int64]:
-    """Positions in the bag in the order shown: the phase grows by ``step`` a frame, modulo T."""
+def _order(step: int | None, frames: int) -> NDArray[np.int64]:
+    """Phases in the order shown: they grow by ``step`` a frame, modulo their number."""
+    if step is None:
+        step = _fast_step(frames)
     assert step is not None, "checked in the constructor"
-    frames = phases.size
     start = 0 if step > 0 else frames - 1
-    wanted = (start + step * np.arange(frames)) % frames
-    return np.argsort(phases)[wanted]
+    return (start + step * np.arange(frames)) % frames
