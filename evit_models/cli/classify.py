@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from evit_models.cli.common import UserError, debug_option, json_option, model_options
+from evit_models.cli.common import debug_option, json_option, model_options
 
 if TYPE_CHECKING:
-    import torch
-
     from evit_models.video import VideoInfo
 
 
@@ -24,14 +23,21 @@ if TYPE_CHECKING:
     help="See `evit models`. [default: the checkpoint's, else efficientvit3d_b1]",
 )
 @click.option("--checkpoint", type=click.Path(), help="Weights: .safetensors, .pt or .pth.")
-@click.option("--labels", type=click.Path(), help="Names of the classes: one a line, or JSON.")
 @click.option(
-    "--frames", type=click.IntRange(1), default=16, show_default=True, help="Frames in a clip."
+    "--labels",
+    type=click.Path(),
+    help="Names of the classes: one a line, or JSON. [default: the checkpoint's]",
+)
+@click.option(
+    "--frames",
+    type=click.IntRange(1),
+    help="Frames in a clip. [default: the checkpoint's, else 16]",
 )
 @click.option(
     "--stride",
-    type=click.IntRange(1),
-    help="Frames from one to the next. [default: spread over the whole video]",
+    type=click.IntRange(0),
+    help="Frames from one to the next; 0 spreads them over the whole video. "
+    "[default: the checkpoint's, else 0]",
 )
 @click.option(
     "--views",
@@ -50,9 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--size",
     type=click.IntRange(8),
-    default=224,
-    show_default=True,
-    help="Side of such a square, in pixels.",
+    help="Side of such a square, in pixels. [default: the checkpoint's, else 224]",
 )
 @click.option(
     "--temporal-strides",
@@ -75,11 +79,11 @@ def classify(
     name: str | None,
     checkpoint: str | None,
     labels: str | None,
-    frames: int,
+    frames: int | None,
     stride: int | None,
     views: int,
     crops: str,
-    size: int,
+    size: int | None,
     temporal_strides: str | None,
     topk: int,
     threads: int,
@@ -87,10 +91,14 @@ def classify(
     device_name: str,
     as_json: bool,
 ) -> None:
-    """Classify one video file."""
-    from evit_models.cli.clips import clips, transform_for
+    """Classify one video file.
+
+    Weights that `evit train` made know which clips they were trained on and what their classes are
+    called; options that are given win over them.
+    """
     from evit_models.cli.common import check_backend, parse_device, read_labels
-    from evit_models.cli.ui import print_json, progress
+    from evit_models.cli.predict import plan_clips, predict
+    from evit_models.cli.ui import print_json
     from evit_models.cli.weights import choose_model
     from evit_models.video import VideoReader
 
@@ -106,44 +114,29 @@ def classify(
             backend=backend,
         )
         model = chosen.model.to(device)
-        if names and len(names) != model.num_classes:
-            raise UserError(
-                f"--labels: {labels} names {len(names)} classes, the model has {model.num_classes}"
-            )
+        plan = plan_clips(model, frames=frames, stride=stride, size=size, names=names)
         if chosen.doubt:
             click.echo(f"Note: {chosen.doubt}.", err=as_json)
-
-        transform = transform_for(model, size=size, crops=int(crops))
+        if plan.from_checkpoint:
+            click.echo(f"From the checkpoint: {', '.join(plan.from_checkpoint)}.", err=as_json)
         start = time.perf_counter()
-        with progress("view", views, quiet=as_json or views == 1) as advance:
-            probabilities = None
-            for clip in clips(reader, transform, frames=frames, stride=stride, views=views):
-                scores = _probabilities(model, clip.to(device))
-                probabilities = scores if probabilities is None else probabilities + scores
-                advance()
+        predictions = predict(
+            reader, model, plan, views=views, crops=int(crops), topk=topk, quiet=as_json
+        )
         seconds = time.perf_counter() - start
         info = reader.info
 
-    assert probabilities is not None
-    best = (probabilities / views).topk(min(topk, model.num_classes))
-    predictions = [
-        {
-            "class": index,
-            "label": names[index] if names else None,
-            "probability": probability,
-        }
-        for probability, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
     facts = {
         "video": info.to_dict(),
         "model": model.name,
         "weights": chosen.origin,
         "note": chosen.doubt,
-        "frames": frames,
-        "stride": stride,
+        "from_checkpoint": list(plan.from_checkpoint),
+        "frames": plan.frames,
+        "stride": plan.stride,
         "views": views,
         "crops": int(crops),
-        "size": size,
+        "size": plan.size,
         "backend": backend or "automatic",
         "device": str(device),
         "seconds": seconds,
@@ -155,17 +148,8 @@ def classify(
         _print(info, facts, predictions)
 
 
-def _probabilities(model: torch.nn.Module, clip: torch.Tensor) -> torch.Tensor:
-    """Mean over the crops of one view, (classes,), in float64 on the CPU."""
-    import torch
-
-    with torch.inference_mode():
-        logits: torch.Tensor = model(clip)
-        return logits.double().softmax(dim=-1).mean(dim=0).cpu()
-
-
 def _print(info: VideoInfo, facts: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
-    from evit_models.cli.ui import print_table
+    from evit_models.cli.predict import spread
 
     turned = ", turned upright" if info.turned else ""
     sound = "with sound" if info.has_audio else "without sound"
@@ -173,20 +157,27 @@ def _print(info: VideoInfo, facts: dict[str, Any], predictions: list[dict[str, A
         f"{info.path}: {info.codec} {info.width} x {info.height}{turned}, {info.duration:.2f} s "
         f"at {info.fps:.2f} frames/s, {sound}"
     )
-    spread = f"{facts['stride']} apart" if facts["stride"] else "spread over the video"
     click.echo(
         f"{facts['model']}, {facts['views']} x {facts['crops']} clips of {facts['frames']} frames "
-        f"{spread}, {facts['size']} x {facts['size']} pixels: {facts['seconds']:.2f} s"
+        f"{spread(facts['stride'])}, {facts['size']} x {facts['size']} pixels: "
+        f"{facts['seconds']:.2f} s"
     )
+    for head, rows in groupby(predictions, key=lambda row: row["head"]):
+        _print_head(head, list(rows))
+
+
+def _print_head(head: str | None, rows: list[dict[str, Any]]) -> None:
+    from evit_models.cli.ui import print_table
+
     print_table(
-        ("", "class", "probability"),
+        ("", head or "class", "probability"),
         [
             (
                 str(rank),
                 row["label"] or f"class {row['class']}",
                 f"{100 * row['probability']:.2f} %",
             )
-            for rank, row in enumerate(predictions, start=1)
+            for rank, row in enumerate(rows, start=1)
         ],
         numbers=(0, 2),
     )
