@@ -49,9 +49,11 @@ def print_table(
     console().print(table)
 
 
-def print_bars(rows: Sequence[tuple[str, float, str]], *, width: int = 44) -> None:
-    """A bar for each (label, value, text), the longest for the largest value."""
-    largest = max(value for _, value, _ in rows) or 1.0
+def print_bars(
+    rows: Sequence[tuple[str, float, str]], *, largest: float | None = None, width: int = 44
+) -> None:
+    """A bar for each (label, value, text), as long as ``width`` for the largest value."""
+    largest = largest or max(value for _, value, _ in rows) or 1.0
     indent = max(len(label) for label, _, _ in rows)
     full, half = ("█", "▌") if _speaks_unicode() else ("#", "")
     for label, value, text in rows:

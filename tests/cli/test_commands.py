@@ -284,22 +284,3 @@ def test_the_peers_of_a_model_compute_the_same_in_their_own_layout() -> None:
     ours, *theirs = (call() for call in peers.values())
     for other in theirs:
         torch.testing.assert_close(ours, other, rtol=1e-3, atol=1e-4)
-
-
-def test_demo_compares_the_two_ways(evit: Call, tmp_path: Path) -> None:
-    path = tmp_path / "shapes.mp4"
-    result = evit("demo", *B0, *TINY, "--rounds", 2, "--json", "--output", path)
-    assert result.code == 0, result.err
-    facts = json.loads(result.out)
-    assert facts["video"]["num_frames"] == 75
-    assert path.is_file()
-    assert facts["difference"]["relative"] < 2e-3
-    assert facts["same_class"]
-    assert facts["largest_logit"] > 1e-3, "the network must not be asleep"
-    assert set(facts["median_seconds"]) == {"reference", "automatic"}
-    assert facts["times_faster"] > 0
-
-    text = evit("demo", *B0, *TINY, "--rounds", 1)
-    assert "Largest difference of the logits" in text.out
-    assert "█" in text.out or "#" in text.out
-    assert "times as fast" in text.out

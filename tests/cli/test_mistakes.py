@@ -121,7 +121,9 @@ def test_bad_labels_and_checkpoints(
             "50 is no multiple of 3 x 16",
         ),
         (("demo", "--model", "efficientvit3d_c1"), "did you mean"),
-        (("demo", "--output", "/nowhere/at/all.mp4"), "cannot write /nowhere/at/all.mp4"),
+        (("demo", "--output", "VIDEO"), "clip.mp4: File exists"),
+        (("demo", "--part", "dessert"), "'dessert' is not one of 'kernels', 'training'"),
+        (("demo", "--epochs", "0"), "0 is not in the range"),
     ],
 )
 def test_bad_arguments(arguments: tuple[str, ...], words: str, evit: Call, video: Path) -> None:
