@@ -31,8 +31,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def all_results(folder: Path = RESULTS) -> list[tuple[Path, dict[str, Any]]]:
-    """The committed results, oldest first."""
+    """The committed results of timed benchmarks, oldest first."""
     found = [(path, read(path)) for path in folder.glob("*.json")]
+    found = [(path, content) for path, content in found if "benchmarks" in content]
     return sorted(found, key=lambda pair: str(pair[1]["datetime"]))
 
 

@@ -6,7 +6,8 @@
     python -m benchmarks.table --check                   fails unless README.md shows just that
 
 A ratio is the median over rounds of the ratio within a round; over several shapes, the geometric
-mean of those. Needs nothing but Python. Results of GPUs become a second table (gpu_table.py).
+mean of those. Needs nothing but Python. Results of GPUs become a second table (gpu_table.py),
+what networks learn a third (motion_table.py).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import gpu_table
+import motion_table
 from readings import (
     COMPILED,
     GPU,
@@ -137,6 +139,7 @@ def main() -> int:
     gpu_block = gpu_table.table(on_gpu) if on_gpu else None
     text = README.read_text(encoding="utf-8")
     shown = gpu_table.replaced(replaced(text, block), gpu_block, after=END)
+    shown = motion_table.replaced(shown)
     if arguments.write:
         README.write_text(shown, encoding="utf-8")
     elif arguments.check:
@@ -148,7 +151,8 @@ def main() -> int:
         names = [p.name for p in [path, *(p for p, _ in on_gpu)] if p]
         print(f"README.md shows {', '.join(names) or 'that nothing was measured yet'}.")
     else:
-        print("\n\n".join(filter(None, (block, gpu_block))))
+        motion = motion_table.table() if motion_table.RESULT.exists() else None
+        print("\n\n".join(filter(None, (block, gpu_block, motion))))
     return 0
 
 
