@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evit_models.cli.common import UserError
+
+if TYPE_CHECKING:
+    from evit_models.video.datasets import MotionClips
 
 _PRESET, _RUN, _VIDEOS = "motion", "training", "held-out"
 
@@ -68,7 +72,7 @@ def train_and_classify(
     }
 
 
-def _classify(run: Path, folder: Path, clips: Any) -> list[dict[str, Any]]:
+def _classify(run: Path, folder: Path, clips: MotionClips) -> list[dict[str, Any]]:
     from evit_models.cli.predict import plan_clips, predict
     from evit_models.cli.weights import choose_model
     from evit_models.video import VideoReader
@@ -123,6 +127,6 @@ def print_training(facts: dict[str, Any]) -> None:
         ],
         numbers=(3,),
     )
-    weights, curves = facts["weights"], facts["curves"]
-    click.echo(f"\nCurves of loss and accuracy: {curves}")
-    click.echo(f"Try: evit classify {rows[0]['video']} --checkpoint {weights}")
+    click.echo(f"\nCurves of loss and accuracy: {facts['curves']}")
+    again = ("evit", "classify", rows[0]["video"], "--checkpoint", facts["weights"])
+    click.echo(f"Try: {shlex.join(again)}")
