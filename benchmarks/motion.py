@@ -10,7 +10,8 @@ All have the same data, seeds, schedule and number of steps, those of the preset
   logits, so that it has every frame but not their order.
 
 The result is written after every run; the same command goes on where it was interrupted. Accuracies
-do not depend on the machine's speed. `python -m benchmarks.table` makes the README's table of it.
+do not depend on how busy the machine is; its number of threads changes the rounding. `python -m
+benchmarks.table` makes the README's table of it.
 """
 
 from __future__ import annotations

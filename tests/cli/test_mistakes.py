@@ -148,12 +148,12 @@ def test_debug_shows_the_traceback_wherever_it_stands(
 def test_an_error_of_ours_is_one_line_too(
     evit: Call, video: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import evit_models.cli.clips
+    import evit_models.cli.predict
 
     def broken(*arguments: object, **options: object) -> None:
         raise RuntimeError("a bug\nin two lines")
 
-    monkeypatch.setattr(evit_models.cli.clips, "clips", broken)
+    monkeypatch.setattr(evit_models.cli.predict, "clips", broken)
     result = evit("classify", video, *SMALL)
     assert result.code == 1
     assert result.error == "evit: error: RuntimeError: a bug in two lines (--debug shows where)"
