@@ -54,6 +54,8 @@ class TrainingDisplay:
             return
         if kind == "step":
             self._step(facts)
+        elif kind == "features":
+            self._features(facts["done"], facts["total"])
         elif kind == "evaluation":
             self._say(_evaluation(facts))
         elif kind == "resume":
@@ -78,6 +80,13 @@ class TrainingDisplay:
             self._progress.update(self._task, completed=step, total=total, description=text)
         elif step == total or step % max(1, total // _LINES) == 0:
             click.echo(f"step {step}/{total}  {text}", err=True)
+
+    def _features(self, done: int, total: int) -> None:
+        text = "features of the frozen backbone"
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, total=total, description=text)
+        elif done == total or done % max(1, total // _LINES) == 0:
+            click.echo(f"{text}: {done}/{total}", err=True)
 
     def _say(self, text: str) -> None:
         if self._progress is not None:

@@ -29,6 +29,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "target": ("action", "verb_noun"),
     "inflation": ("center", "mean"),
     "freeze": ("none", "backbone", "spatial", "norm"),
+    "sampling": ("random", "center"),
+    "parallel": ("ddp", "fsdp"),
     "optimizer": ("adamw", "sgd"),
     "precision": ("fp32", "bf16", "fp16"),
 }
@@ -96,6 +98,8 @@ class TrainConfig:
             `create_model`; temporal_padding too, where "" is the default of the strides.
         freeze: "none"; "backbone" trains the head alone; "spatial" trains the head and kernels
             that see more than one frame; "norm" keeps norms and their statistics.
+        cache: folder that keeps what a frozen backbone makes of every clip, so that it is computed
+            once; "" is none. It needs freeze "backbone" and sampling "center".
         dataset: what `data` and `eval_data` are: "list" (files of `path label`), "folder" (a folder
             per class), "epic" (EPIC-Kitchens CSV), "motion" and "dummy" (made, not read).
         root: folder that paths in lists are relative to, "" is the list's own; the folder of the
@@ -104,6 +108,8 @@ class TrainConfig:
         class_names: file with a name a line; "" takes those that the dataset knows.
         frames, stride, size: a clip of `frames` frames, `stride` apart (0 spreads them over the
             video), `size` x `size` pixels.
+        sampling: of training: "random" frames and crops, or "center", where nothing is drawn and
+            clips are those of evaluation.
         views, crops: clips per video and squares per clip in evaluation.
         motion_clips: clips of the set "motion" or "dummy"; a fifth as many for evaluation.
         flip, color_jitter, rand_augment, random_erasing, crop_scale: augmentation; flip must stay
@@ -123,6 +129,8 @@ class TrainConfig:
         clip_norm: largest gradient norm, 0 is none. ema_decay: of the averaged weights, 0 is none.
         precision: "bf16" and "fp16" are autocast; fp16 scales the loss.
         activation_checkpointing: computes blocks twice, to keep less. compile: `torch.compile`.
+        parallel: what torchrun's processes share: "ddp" has a whole model in each, "fsdp" a share
+            of parameters, gradients and the optimiser's state.
         sync_norm: norms see the clips of all processes (GPU only).
         deterministic: PyTorch's deterministic operators, where there are any.
         seed: of weights, order, augmentation and everything else that is random.
@@ -142,6 +150,7 @@ class TrainConfig:
     drop_path: float = 0.0
     dropout: float = 0.0
     freeze: str = "none"
+    cache: str = ""
 
     dataset: str = "list"
     data: str = ""
@@ -152,6 +161,7 @@ class TrainConfig:
     frames: int = 16
     stride: int = 0
     size: int = 224
+    sampling: str = "random"
     views: int = 1
     crops: int = 1
     motion_clips: int = 1000
@@ -184,6 +194,7 @@ class TrainConfig:
     precision: str = "fp32"
     activation_checkpointing: bool = False
     compile: bool = False
+    parallel: str = "ddp"
     sync_norm: bool = False
     deterministic: bool = True
     seed: int = 0
@@ -211,6 +222,31 @@ class TrainConfig:
             _refuse("crops", self.crops, "1 or 3")
         if self.target == "verb_noun" and self.dataset != "epic":
             _refuse("target", self.target, "action, unless dataset is epic")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuses values that are right by themselves, but not with each other."""
+        if self.sampling == "center":
+            for name in ("flip", "color_jitter", "rand_augment", "random_erasing"):
+                if getattr(self, name):
+                    _refuse(name, getattr(self, name), "off: sampling center draws nothing")
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            _refuse("precision", "fp16", "bf16 or fp32: each process of fsdp sees its own overflow")
+        if self.parallel == "fsdp" and self.compile:
+            _refuse("compile", True, "false with parallel fsdp")
+        if not self.cache:
+            return
+        if self.freeze != "backbone":
+            _refuse("freeze", self.freeze, "backbone: a cache keeps what does not change any more")
+        if self.sampling != "center":
+            _refuse("sampling", self.sampling, "center: a cache keeps one clip of every video")
+        if self.dataset not in ("list", "folder", "epic"):
+            _refuse("dataset", self.dataset, "list, folder or epic: a cache is for videos of files")
+        for name in ("mixup", "cutmix", "drop_path"):
+            if getattr(self, name):
+                _refuse(name, getattr(self, name), "0: it changes what a cache would keep")
+        if self.parallel == "fsdp":
+            _refuse("parallel", "fsdp", "ddp: with a cache only the head is trained")
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Returns keys whose values differ and that the result depends on, as "key: a, not b"."""

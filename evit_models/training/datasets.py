@@ -108,6 +108,8 @@ def _made(config: TrainConfig, training: bool, pixels: dict[str, Any]) -> ClipDa
     for key in (*_AUGMENTATION, "class_names", "data", "eval_data"):
         if getattr(config, key):
             raise ConfigError(f"{key}: has no use, clips of the set {config.dataset} are made")
+    if config.sampling != "random":
+        raise ConfigError(f"sampling: has no use, clips of the set {config.dataset} are made")
     clips = config.motion_clips if training else max(1, config.motion_clips // 5)
     if config.dataset == "dummy":
         return datasets.DummyClips(
@@ -183,7 +185,9 @@ def _common(config: TrainConfig, training: bool, pixels: dict[str, Any]) -> dict
     from evit_models.video import ClipSampling
 
     return {
-        "sampling": ClipSampling(config.frames, config.stride or None, config.views),
+        "sampling": ClipSampling(
+            config.frames, config.stride or None, 1 if training else config.views
+        ),
         "transform": transform_of(config, pixels, training=training),
         "training": training,
         "seed": config.seed,
@@ -203,9 +207,10 @@ def transform_of(
     )
 
     mean, std = tuple(pixels["mean"]), tuple(pixels["std"])
-    if not training:
+    if not training or config.sampling == "center":
+        crops = 1 if training else config.crops
         return ClipTransform(
-            config.size, mean, std, pixels["crop_pct"], pixels["interpolation"], config.crops
+            config.size, mean, std, pixels["crop_pct"], pixels["interpolation"], crops
         )
     jitter, erasing = config.color_jitter, config.random_erasing
     return TrainTransform(

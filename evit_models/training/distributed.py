@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from evit_models.training.errors import ConfigError
+from evit_models.training.sharding import shard
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,12 @@ class Ranks:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """Returns the model with gradients averaged over processes."""
+    def parallel(self, model: nn.Module, how: str = "ddp") -> nn.Module:
+        """Returns the model with gradients averaged over processes; "fsdp" cuts it into shares."""
         if self.world == 1:
+            return model
+        if how == "fsdp":
+            shard(model, self.device, self.world)
             return model
         # Without the search for unused parameters, gradients move to other buckets after the first
         # step; sums over more than two processes would then round differently after a restart.
@@ -72,6 +76,19 @@ class Ranks:
             device_ids=[self.device] if self.device.type == "cuda" else None,
             find_unused_parameters=True,
         )
+
+
+@contextmanager
+def accumulating(network: nn.Module) -> Iterator[None]:
+    """Lets gradients add up in every process, without averaging them over processes."""
+    if isinstance(network, DistributedDataParallel):
+        with network.no_sync():
+            yield
+        return
+    switch: Any = getattr(network, "set_requires_gradient_sync", lambda on: None)  # of FSDP2
+    switch(False)
+    yield
+    switch(True)
 
 
 @contextmanager

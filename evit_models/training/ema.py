@@ -7,9 +7,12 @@ import copy
 import torch
 from torch import nn
 
+from evit_models.efficientvit3d import EfficientViT3D
+from evit_models.training.sharding import whole
+
 
 class AveragedModel:
-    """A copy of a model whose parameters follow the model's slowly; buffers follow at once.
+    """A whole copy of a model whose parameters follow it slowly; buffers follow at once.
 
     Early on the average forgets faster, min(decay, (1 + n) / (10 + n)) at the n-th update, so that
     the random start does not linger.
@@ -19,7 +22,7 @@ class AveragedModel:
         decay: share of the average that an update keeps.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: EfficientViT3D, decay: float) -> None:
         self.decay = decay
         self.updates = 0
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
@@ -30,7 +33,7 @@ class AveragedModel:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for mean, parameter in zip(self.model.parameters(), model.parameters(), strict=True):
-            mean.lerp_(parameter, 1 - decay)
+            mean.lerp_(whole(parameter), 1 - decay)
         for kept, buffer in zip(self.model.buffers(), model.buffers(), strict=True):
             kept.copy_(buffer)
 

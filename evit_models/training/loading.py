@@ -70,18 +70,18 @@ def reading(config: TrainConfig, safe: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, TrainingError):
+    except (ConfigError, TrainingError) as error:
         _end_workers()
-        raise
+        if "\n" not in str(error):
+            raise
+        raise type(error)(f"{_last_line(error)}; {safe()}") from error
     except Exception as error:
         from evit_models.video.datasets import TooManyBadVideos
 
         text = str(error)
         if isinstance(error, TooManyBadVideos):
             _end_workers()
-            # A worker sends its whole traceback; the last line is the error itself.
-            reason = text.strip().splitlines()[-1].partition("TooManyBadVideos: ")
-            raise TooManyBadVideos(f"{reason[2] or reason[0]}; {safe()}") from error
+            raise TooManyBadVideos(f"{_last_line(error)}; {safe()}") from error
         if "DataLoader" not in text and "DataLoader" not in type(error).__name__:
             raise
         _end_workers()
@@ -119,6 +119,12 @@ def move(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, dict):
         return {key: move(value, device) for key, value in batch.items()}
     return batch
+
+
+def _last_line(error: Exception) -> str:
+    """A worker sends its whole traceback; the last line is the error itself."""
+    line = str(error).strip().splitlines()[-1]
+    return line.partition(f"{type(error).__name__}: ")[2] or line
 
 
 def _give_up(late: threading.Event) -> None:

@@ -6,6 +6,7 @@ epoch), so a run that was killed goes on bit for bit as if nothing had happened.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from evit_models.training.config import TrainConfig
-from evit_models.training.distributed import Ranks
+from evit_models.training.distributed import Ranks, accumulating
 from evit_models.training.ema import AveragedModel
 from evit_models.training.errors import ConfigError, TrainingError
 from evit_models.training.evaluation import autocast, evaluate
@@ -30,11 +31,15 @@ from evit_models.training.optimizer import decay_weights, make_optimizer, set_le
 from evit_models.training.run import RunFolder
 from evit_models.training.sampler import StepSampler
 from evit_models.training.schedule import learning_rate_scale
+from evit_models.training.sharding import load_model, load_optimizer, whole
 
 if TYPE_CHECKING:
+    from evit_models.efficientvit3d import EfficientViT3D
     from evit_models.video.datasets import ClipDataset
 
-#: Told of "resume", "step", "evaluation" and "warning", each with facts.
+_NAMED = 3  # videos that a warning names
+
+#: Told of "resume", "features", "step", "evaluation" and "warning", each with facts.
 Observer = Callable[[str, dict[str, Any]], object]
 
 #: From a batch of clips and labels to mixed clips and shares of classes.
@@ -99,9 +104,12 @@ class Trainer:
             if device.type != "cuda":
                 raise ConfigError("sync_norm: PyTorch has synchronised norms on GPUs only")
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        learner: nn.Module = self._use_cache() if config.cache else self.model
         if config.compile:
-            self.model.compile()
-        self.network = self.ranks.parallel(self.model)
+            learner.compile()
+        sharded = config.parallel == "fsdp" and self.ranks.world > 1
+        self._whole = copy.deepcopy(self.model) if sharded and self.average is None else None
+        self.network = self.ranks.parallel(learner, config.parallel)
         self.optimizer = make_optimizer(self.model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -110,6 +118,7 @@ class Trainer:
         self.best = -1.0
         self._advised = False
         self._replaced: set[str] = set()
+        self._told_unreadable = False
 
     def run(self) -> dict[str, Any]:
         """Trains to the end of the schedule and returns the last evaluation's facts.
@@ -123,6 +132,8 @@ class Trainer:
         self._resume()
         result: dict[str, Any] = {}
         try:
+            if self.config.cache:
+                self._fill_cache()
             # An epoch's last checkpoint stands before its evaluation, which is then made again.
             first = max(0, self.step - 1) // self.steps_per_epoch
             for epoch in range(first, self.config.epochs):
@@ -189,7 +200,7 @@ class Trainer:
         for number, batch in enumerate(batches):
             video, targets = self._inputs(batch, generator)
             last = number + 1 == len(batches)
-            with nullcontext() if last or self.ranks.world == 1 else self.network.no_sync():  # type: ignore[operator]
+            with nullcontext() if last else accumulating(self.network):
                 with autocast(config.precision, device):
                     logits = self.network(video)
                 loss = self.heads.loss(logits, targets, config.label_smoothing)
@@ -202,7 +213,7 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_norm or float("inf"))
         # Gradients are the same in every process; losses are not, so their sum decides.
         loss_sum, correct, clips = self.ranks.sum(sums).tolist()
-        loss_value, norm_value = loss_sum / self.ranks.world, norm.item()
+        loss_value, norm_value = loss_sum / self.ranks.world, whole(norm).item()
         finite = bool(np.isfinite(loss_value) and np.isfinite(norm_value))
         if finite:
             decay_weights(self.optimizer)
@@ -275,8 +286,16 @@ class Trainer:
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         assert self.eval_set is not None
         # The statistics of norms are the first process's, as DistributedDataParallel has them.
-        self.ranks.copy_from_first(list(self._shown_weights().buffers()))
-        found = evaluate(self._shown_weights(), self.heads, self.eval_set, self.config, self.ranks)
+        shown = self._shown_weights()
+        self.ranks.copy_from_first(list(shown.buffers()))
+        network = self._head_of(shown) if self.config.cache else shown
+        found = evaluate(network, self.heads, self.eval_set, self.config, self.ranks)
+        if found.unreadable and not self._told_unreadable:
+            self._told_unreadable = True
+            self._warn(
+                f"{len(found.unreadable)} videos of evaluation cannot be read; they are counted, "
+                f"not replaced. The first are {', '.join(found.unreadable[:_NAMED])}"
+            )
         rows = found.figures()
         facts = {
             "step": self.step,
@@ -287,18 +306,24 @@ class Trainer:
         top1 = [row.get("top1", 0.0) for row in rows.values()]
         if sum(top1) / len(top1) > self.best:
             self.best = sum(top1) / len(top1)
-            self.run_folder.keep_best(self._shown_weights())
+            self.run_folder.keep_best(shown)
         self.log.write("evaluation", **facts)
         self._observe("evaluation", facts)
         return facts
 
-    def _shown_weights(self) -> Any:
-        return self.model if self.average is None else self.average.model
+    def _shown_weights(self) -> EfficientViT3D:
+        """The weights to evaluate and to share, whole; all processes must ask for them."""
+        if self.average is not None:
+            return self.average.model
+        if self._whole is None:
+            return self.model
+        self._whole.load_state_dict(whole(self.model.state_dict()))
+        return self._whole
 
     def _save(self) -> None:
         state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "model": whole(self.model.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "step": self.step,
@@ -316,8 +341,8 @@ class Trainer:
             self.log.write("start", steps=self.total_steps, processes=self.ranks.world)
             return
         path, state = found
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_model(self.model, state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -325,6 +350,23 @@ class Trainer:
         self.skipped, self.skipped_in_a_row = state["skipped"]
         self.log.write("resume", step=self.step, checkpoint=path.name)
         self._observe("resume", {"step": self.step, "checkpoint": str(path)})
+
+    def _use_cache(self) -> nn.Module:
+        """Puts features in the place of clips, and returns what learns from them."""
+        from evit_models.training.features import CachedFeatures, HeadOnly
+
+        self.train_set = CachedFeatures(self.train_set, self.model, self.config)
+        if self.eval_set is not None:
+            self.eval_set = CachedFeatures(self.eval_set, self.model, self.config)
+        self._head_of = HeadOnly
+        return HeadOnly(self.model)
+
+    def _fill_cache(self) -> None:
+        for clips in filter(None, (self.train_set, self.eval_set)):
+            with reading(self.config, self.run_folder.safe):
+                clips.fill(  # type: ignore[attr-defined]
+                    self.model, self.config, self.ranks, warn=self._warn, observe=self._observe
+                )
 
     def _warn(self, text: str) -> None:
         self.log.write("warning", text=text)

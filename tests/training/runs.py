@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from evit_models.training import TrainConfig, Trainer, load_config
 from evit_models.training.datasets import make_datasets, make_mix
+from evit_models.training.distributed import Ranks
 from evit_models.training.logging import read_log
 from evit_models.video.datasets import ClipDataset
 
@@ -52,6 +53,7 @@ def trainer(
     config: TrainConfig | None = None,
     *,
     train_set: ClipDataset | None = None,
+    group: Ranks | None = None,
     observe: Callable[[str, dict[str, Any]], object] = lambda kind, facts: None,
 ) -> Trainer:
     config = config or tiny()
@@ -61,6 +63,7 @@ def trainer(
         folder,
         train_set or clips,
         held_out,
+        ranks=group,
         mix=make_mix(config, clips),
         observe=observe,
     )

@@ -18,7 +18,7 @@ from evit_models.training import ConfigError, load_config
 from evit_models.training.datasets import make_datasets
 from evit_models.training.logging import read_log
 from evit_models.video import ClipTransform, TrainTransform
-from evit_models.video.datasets import DatasetError, EpicKitchens, MotionClips, VideoFolder
+from evit_models.video.datasets import DatasetError, EpicKitchens, VideoFolder
 
 SMALL: dict[str, Any] = {
     "model": "efficientvit3d_b0",
@@ -28,14 +28,6 @@ SMALL: dict[str, Any] = {
     "epochs": 2,
     "workers": 0,
 }
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twenty mp4 files of ten classes, and their list."""
-    folder = tmp_path_factory.mktemp("videos")
-    MotionClips("train", 20, 5, 32).write(folder)
-    return folder
 
 
 def config(**overrides: Any) -> Any:
@@ -216,8 +208,9 @@ def test_bad_videos(
     (broken / "00003.mp4").write_bytes(b"nothing")
     assert main(arguments(tmp_path / "one", broken / "list.txt", workers=workers)) == 0
     warnings = [line for line in capfd.readouterr().err.splitlines() if "00003.mp4" in line]
-    assert len(warnings) == 1
+    assert len(warnings) == 2
     assert "another video stood for it" in warnings[0]
+    assert "1 videos of evaluation cannot be read; they are counted, not" in warnings[1]
     result = [row for row in read_log(tmp_path / "one") if row["kind"] == "evaluation"][-1]
     assert (result["unreadable"], result["heads"]["class"]["clips"]) == (1, 19)
     (broken / "00004.mp4").write_bytes(b"nothing")

@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +69,8 @@ class VideoFiles(ClipDataset):
 
     ``transform``: in training called with frames and a generator, see `TrainTransform`; in
     evaluation with frames, see `ClipTransform`, which may give several crops. The views of a sample
-    are its clips, times those crops. ``threads``: decoder threads of each worker.
+    are its clips, times those crops. Training with a `ClipTransform` of one crop draws nothing: its
+    clips are those of evaluation with one view. ``threads``: decoder threads of each worker.
     """
 
     def __init__(
@@ -89,7 +90,11 @@ class VideoFiles(ClipDataset):
         if transform is None:
             transform = TrainTransform() if training else ClipTransform()
         if training and isinstance(transform, ClipTransform):
-            raise ValueError(f"{name}: transform is that of evaluation, expected a TrainTransform")
+            views = sampling.views * transform.crops
+            if views != 1:
+                raise ValueError(
+                    f"{name}: transform and sampling give {views} views, training takes 1"
+                )
         if not training and isinstance(transform, TrainTransform):
             raise ValueError(f"{name}: transform is that of training, expected a ClipTransform")
         self.sampling = sampling
@@ -112,6 +117,25 @@ class VideoFiles(ClipDataset):
     def bad_videos(self) -> list[int]:
         """Numbers of the samples whose videos could not be read, since the dataset was made."""
         return [int(index) for index in self._bad.nonzero().flatten()]
+
+    def views(self, index: int) -> Tensor:
+        """The clips of a sample, (views, 3, T, H, W), where nothing is drawn.
+
+        Raises: VideoError where the video cannot be read; nothing stands for it.
+        """
+        self._check_index(index)
+        segment = self.segment(index)
+        try:
+            with open_footage(segment, threads=self.threads) as footage:
+                return self._views(footage)
+        except (OSError, av.error.FFmpegError) as error:
+            raise CorruptVideo(segment.path, _reason(error)) from error
+
+    def mark_bad(self, indices: Sequence[int]) -> None:
+        """Counts videos that somebody else could not read; raises TooManyBadVideos in training."""
+        self._bad[list(indices)] = True
+        if self.training:
+            self._check_cap()
 
     def __getitem__(self, index: int) -> Sample:
         self._check_index(index)
@@ -139,8 +163,13 @@ class VideoFiles(ClipDataset):
                 generator = self._generator(index, stream)
                 numbers = self.sampling.draw(footage.total, generator)
                 return self.transform(footage.frames(numbers), generator)
-            views = self.sampling.all_views(footage.total)
-            return torch.cat([self.transform(footage.frames(numbers)) for numbers in views])
+            clips = self._views(footage)
+            return clips[0] if self.training else clips
+
+    def _views(self, footage: Footage) -> Tensor:
+        assert isinstance(self.transform, ClipTransform)
+        views = self.sampling.all_views(footage.total)
+        return torch.cat([self.transform(footage.frames(numbers)) for numbers in views])
 
     def _replace(self, index: int, segment: Segment, reason: str) -> Sample:
         """The first readable one of other samples, in an order of this sample's own."""
