@@ -133,34 +133,34 @@ def random_model(
         return create_model(name, num_classes, backend=backend, **arguments).eval()
 
 
-def read_labels(path: str) -> list[str]:
+def read_labels(path: str, option: str = "--labels") -> list[str]:
     """Names of classes from a file: one per line, or a JSON list, or {"0": name, ...}."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise UserError(f"--labels: {path}: {reason}") from error
+        raise UserError(f"{option}: {path}: {reason}") from error
     if text.lstrip()[:1] in ("[", "{"):
-        return _json_labels(path, text)
+        return _json_labels(path, text, option)
     labels = [line.strip() for line in text.splitlines()]
     while labels and not labels[-1]:
         labels.pop()
     if not labels:
-        raise UserError(f"--labels: {path}: is empty, expected one name per line")
+        raise UserError(f"{option}: {path}: is empty, expected one name per line")
     if "" in labels:
-        raise UserError(f"--labels: {path}: line {labels.index('') + 1} is empty")
+        raise UserError(f"{option}: {path}: line {labels.index('') + 1} is empty")
     return labels
 
 
-def _json_labels(path: str, text: str) -> list[str]:
+def _json_labels(path: str, text: str, option: str) -> list[str]:
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise UserError(f"--labels: {path}: is not valid JSON: {error}") from error
+        raise UserError(f"{option}: {path}: is not valid JSON: {error}") from error
     if isinstance(value, dict):
         value = [value.get(str(index)) for index in range(len(value))]
     if not value or not all(isinstance(label, str) for label in value):
         raise UserError(
-            f'--labels: {path}: expected a JSON list of names, or {{"0": name, "1": name, ...}}'
+            f'{option}: {path}: expected a JSON list of names, or {{"0": name, "1": name, ...}}'
         )
     return list(value)

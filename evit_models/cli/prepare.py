@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from evit_models.cli.common import UserError, debug_option, json_option
+from evit_models.cli.common import UserError, debug_option, json_option, read_labels
 
 _MEASURED = 8  # videos whose loading is timed, spread over the list
 
@@ -19,6 +19,7 @@ _MEASURED = 8  # videos whose loading is timed, spread over the list
 @click.option("--clip-frames", type=click.IntRange(1), help="Store so many frames as an array.")
 @click.option("--crf", type=click.IntRange(0, 51), default=20, show_default=True)
 @click.option("--root", type=click.Path(), help="Folder of a list's paths. [default: the list's]")
+@click.option("--classes", type=click.Path(), help="Names of a folder's classes, a name a line.")
 @click.option("--processes", type=click.IntRange(1), help="[default: one per core]")
 @json_option
 @debug_option
@@ -29,6 +30,7 @@ def prepare(
     clip_frames: int | None,
     crf: int,
     root: str | None,
+    classes: str | None,
     processes: int | None,
     as_json: bool,
 ) -> int:
@@ -36,8 +38,11 @@ def prepare(
 
     DATA is a list of `path label` lines, or a folder with a folder for every class. Videos are
     re-encoded at a short side of that many pixels with keyframes close together, or with
-    --clip-frames stored as arrays. The same command goes on after an interruption. Videos that
-    cannot be read are left out of the list and named in a report; the exit code is 1 then.
+    --clip-frames stored as arrays. A folder's classes are numbered by name, or as --classes says:
+    give the .classes.txt of the training data for all other data.
+
+    The same command goes on after an interruption. Videos that cannot be read are left out of the
+    list and named in a report; the exit code is 1 then.
     """
     from evit_models.cli.ui import print_json, progress
     from evit_models.video.datasets import VideoFolder, VideoList
@@ -47,8 +52,11 @@ def prepare(
     if source.is_dir():
         if root is not None:
             raise UserError("--root: is for lists; DATA is a folder")
-        dataset: VideoFolder | VideoList = VideoFolder(source, training=False)
+        names = None if classes is None else read_labels(classes, "--classes")
+        dataset: VideoFolder | VideoList = VideoFolder(source, class_names=names, training=False)
     else:
+        if classes is not None:
+            raise UserError("--classes: is for folders; DATA is a list")
         dataset = VideoList(source, root, training=False)
     paths = [dataset.segment(index).path for index in range(len(dataset))]
     recipe = Recipe(short_side, clip_frames, crf)
@@ -69,8 +77,8 @@ def prepare(
     except PrepareError as error:
         raise click.ClickException(str(error)) from error
     if dataset.class_names is not None:
-        names = "".join(f"{label}\n" for label in dataset.class_names)
-        (Path(output) / f"{name}.classes.txt").write_text(names, encoding="utf-8")
+        text = "".join(f"{label}\n" for label in dataset.class_names)
+        (Path(output) / f"{name}.classes.txt").write_text(text, encoding="utf-8")
     measured = done.pairs[:: max(1, len(done.pairs) // _MEASURED)][:_MEASURED]
     before, after = (
         loading_speed([pair[side] for pair in measured], short_side=short_side) for side in (0, 1)

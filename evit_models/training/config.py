@@ -94,18 +94,20 @@ class TrainConfig:
     Args:
         model: a name of `evit_models.list_models()`.
         pretrained: weights to start from, of images or clips; "" draws them.
-        temporal_strides, aggregation_temporal_kernel, inflation, drop_path, dropout: as in
-            `create_model`; temporal_padding too, where "" is the default of the strides.
+        temporal_strides, temporal_padding, aggregation_temporal_kernel, inflation, drop_path,
+            dropout: as in `create_model`; a padding of "" is the default of the strides.
         freeze: "none"; "backbone" trains the head alone; "spatial" trains the head and kernels
             that see more than one frame; "norm" keeps norms and their statistics.
         cache: folder that keeps what a frozen backbone makes of every clip, so that it is computed
             once; "" is none. It needs freeze "backbone" and sampling "center".
-        dataset: what `data` and `eval_data` are: "list" (files of `path label`), "folder" (a folder
-            per class), "epic" (EPIC-Kitchens CSV), "motion" and "dummy" (made, not read).
+        dataset, data, eval_data: what is trained on, what is evaluated, and of which kind: "list"
+            (files of `path label`), "folder" (a folder per class), "epic" (EPIC-Kitchens CSV),
+            "motion" and "dummy" (made, not read).
         root: folder that paths in lists are relative to, "" is the list's own; the folder of the
             videos of EPIC-Kitchens.
         target: of EPIC-Kitchens: one "action" head, or two heads, "verb_noun".
-        class_names: file with a name a line; "" takes those that the dataset knows.
+        class_names: file with a name a line; "" takes those that the dataset knows: of folders, or
+            LIST.classes.txt beside LIST.txt, as `evit prepare` writes it.
         frames, stride, size: a clip of `frames` frames, `stride` apart (0 spreads them over the
             video), `size` x `size` pixels.
         sampling: of training: "random" frames and crops, or "center", where nothing is drawn and

@@ -161,9 +161,19 @@ def _read(
     path = _path(config, training)
     common = _common(config, training, pixels)
     names = _class_names(config.class_names) if config.class_names else None
-    if classes_of is not None and names is None:
+    # As `evit prepare` leaves them beside the list of a folder.
+    beside = Path(path).with_suffix(".classes.txt")
+    own = _class_names(str(beside)) if config.dataset == "list" and beside.exists() else None
+    if names is None and classes_of is None:
+        names = own
+    elif names is None and classes_of is not None:
         assert not isinstance(classes_of.class_names, dict)
         names = classes_of.class_names
+    if own is not None and names is not None and own != names:
+        raise ConfigError(
+            f"{key}: the numbers in {path} are those of {beside}, whose classes are not those of "
+            "training; prepare it with --classes"
+        )
     if config.dataset == "folder":
         return datasets.VideoFolder(path, class_names=names, **common)
     count = None if classes_of is None else classes_of.num_classes

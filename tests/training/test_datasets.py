@@ -109,6 +109,22 @@ def test_evaluation_has_the_classes_of_training(videos: Path, tmp_path: Path) ->
     assert clips.class_names == held_out.class_names == names.read_text().split()
 
 
+def test_names_beside_a_list_are_its_classes(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Numbers of other names are refused: evaluation would be wrong, and nobody would notice."""
+    for name, classes in (("a", "x\ny\n"), ("b", "y\nx\n")):
+        (tmp_path / f"{name}.txt").write_text("00000.mp4 0\n00001.mp4 1\n")
+        (tmp_path / f"{name}.classes.txt").write_text(classes)
+    both = {"data": tmp_path / "a.txt", "eval_data": tmp_path / "b.txt", "root": videos}
+    assert make_datasets(config(**{**both, "eval_data": ""}))[0].class_names == ["x", "y"]
+    with pytest.raises(ConfigError, match=r"eval_data: the numbers in .*b\.txt are those of"):
+        make_datasets(config(**both))
+    words = ["prepare", str(tmp_path / "a.txt"), str(tmp_path / "out"), "--classes", "x"]
+    assert main(words) == 2
+    assert "--classes: is for folders" in capfd.readouterr().err
+
+
 def test_folders(videos: Path, tmp_path: Path) -> None:
     for split, classes in (("train", "abc"), ("test", "bc")):
         for number, name in enumerate(classes):

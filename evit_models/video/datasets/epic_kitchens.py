@@ -56,7 +56,7 @@ class EpicKitchens(VideoFiles):
     start_timestamp and stop_timestamp (hh:mm:ss.ff), verb_class and noun_class. Videos lie in
     ``root`` as ``PID/VID.MP4``, or ``PID/videos/VID.MP4``; where ``VID.MP4`` is a folder, it holds
     chunks of ``chunk_seconds``, named ``0.MP4``, ``15.MP4`` and so on. A file
-    ``NARRATION_ID.mp4`` in ``root``, as `evit prepare` writes them, goes before both.
+    ``NARRATION_ID.mp4`` (or ``.npy``, a stored clip) in ``root`` goes before both.
 
     ``targets``: "verb", "noun" or "action" for one head, or several of them for a head each. An
     action is a pair of verb and noun; its number is its place among all pairs of ``action_csvs``,
