@@ -21,15 +21,15 @@ CLASSES = 400
 OPENVINO, ONNXRUNTIME = "OpenVINO", "ONNX Runtime"
 
 
-def plain_network() -> PlainEfficientViT3D:
-    """The plain network, in evaluation mode, with weights under which every layer counts.
+def plain_network(model: str = MODEL) -> PlainEfficientViT3D:
+    """A plain network of the B series, in evaluation mode; its weights make every layer count.
 
     Fresh norms have never seen data and fresh residual branches are multiplied by 0, so that nobody
     would notice what the blocks compute. Here norms have weights around 1, and the statistics of a
     clip of noise.
     """
-    row = VARIANTS[MODEL]
-    strides = tuple(create_model(MODEL, temporal_strides="tubelet").temporal_strides)
+    row = VARIANTS[model]
+    strides = tuple(create_model(model, temporal_strides="tubelet").temporal_strides)
     network = PlainEfficientViT3D(
         row.widths, row.depths, row.head_dim, row.head_widths, CLASSES, strides
     )
@@ -44,10 +44,10 @@ def plain_network() -> PlainEfficientViT3D:
     return network.eval()
 
 
-def peer_network(peer: str, plain: PlainEfficientViT3D) -> nn.Module:
+def peer_network(peer: str, plain: PlainEfficientViT3D, model: str = MODEL) -> nn.Module:
     """A copy of the plain network in the peer's memory format, or ours with its weights."""
     if peer == OURS:
-        ours = create_model(MODEL, CLASSES, backend="native").train(plain.training)
+        ours = create_model(model, CLASSES, backend="native").train(plain.training)
         load(ours, plain.state_dict())
         return ours
     network: nn.Module = copy.deepcopy(plain)

@@ -77,6 +77,10 @@ TABLE = (
     Row("model forward", "the same", ("OpenVINO",), None),
     Row("model forward", "the same", ("ONNX Runtime",), None),
     Row("model training step", "b1, the same clip, training step", LAYOUTS, 4.0),
+    Row("b0 training step", "b0, the same clip, training step", LAYOUTS, None),
+    Row("b2 training step", "b2, the same clip, training step", LAYOUTS, None),
+    Row("training loop", "training b1 at 16x112x112 on prepared mp4 files, whole loop",
+        ("DummyClips",), 0.85),
     Row("model training step memory", "peak memory of that step", LAYOUTS, 0.7, ceiling=True),
 )  # fmt: skip
 SCALING = (
