@@ -36,8 +36,9 @@ from .writer import write_video
 
 __all__ = ["Preparation", "PrepareError", "Recipe", "loading_speed", "prepare_videos"]
 
-# Frames from one keyframe to the next: what a clip decodes in vain is at most so many.
-_KEYFRAMES = 12
+# Keyframes so close that a clip decodes at most so many frames in vain, and H.264 without the parts
+# that are slow to decode.
+_ENCODING = {"g": "12", "tune": "fastdecode"}
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp\.(mp4|npy)")
 _WAITING = 4  # jobs handed out per process, so that a list of a million does not fill the memory
 
@@ -204,7 +205,7 @@ def _prepare(path: str, folder: Path, recipe: Recipe) -> _Outcome:
 def _target(path: str, recipe: Recipe) -> str:
     """A name of which the same source, unchanged, and the same recipe have one, and no others."""
     status = os.stat(path)
-    facts = (os.path.abspath(path), status.st_size, status.st_mtime_ns, asdict(recipe))
+    facts = (os.path.abspath(path), status.st_size, status.st_mtime_ns, asdict(recipe), _ENCODING)
     digest = hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(path).stem)[:60]
     suffix = ".mp4" if recipe.clip_frames is None else ".npy"
@@ -229,7 +230,7 @@ def _write(path: str, target: Path, recipe: Recipe) -> None:
             with VideoReader(path) as reader:
                 rate = reader.info.fps
         frames = footage.frames(np.arange(footage.total))
-        options = {"crf": str(recipe.crf), "g": str(_KEYFRAMES), "threads": "1"}
+        options = {"crf": str(recipe.crf), "threads": "1", **_ENCODING}
         write_video(target, _small(path, frames, recipe.short_side), rate, options=options)
 
 

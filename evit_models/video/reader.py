@@ -12,6 +12,7 @@ from types import TracebackType
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from .decoding import Decoder, orders_only, scan_stamps
@@ -72,6 +73,7 @@ class VideoReader:
         try:
             self._orientation = orientation_of(self._decoder.first_frame)
             self._size = (self._decoder.first_frame.width, self._decoder.first_frame.height)
+            self._to_rgb = VideoReformatter()  # a frame's own would be set up anew for each
             self.info = self._inform()
         except BaseException:
             self._decoder.close()
@@ -189,7 +191,7 @@ class VideoReader:
     def _image(self, frame: VideoFrame) -> NDArray[np.uint8]:
         # A stream may change its size on the way; a clip has one size, that of the first frame.
         width, height = self._size
-        rgb = frame.reformat(width=width, height=height, format="rgb24").to_ndarray()
+        rgb = self._to_rgb.reformat(frame, width, height, "rgb24").to_ndarray()
         return np.ascontiguousarray(apply_orientation(rgb, self._orientation), dtype=np.uint8)
 
     def _inform(self) -> VideoInfo:
