@@ -171,8 +171,8 @@ def _read(
         names = classes_of.class_names
     if own is not None and names is not None and own != names:
         raise ConfigError(
-            f"{key}: the numbers in {path} are those of {beside}, whose classes are not those of "
-            "training; prepare it with --classes"
+            f"{'data' if training else 'eval_data'}: the numbers in {path} are those of {beside}, "
+            "whose classes are not those of training; prepare it with --classes"
         )
     if config.dataset == "folder":
         return datasets.VideoFolder(path, class_names=names, **common)

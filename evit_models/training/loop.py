@@ -25,7 +25,7 @@ from evit_models.training.errors import ConfigError, TrainingError
 from evit_models.training.evaluation import autocast, evaluate
 from evit_models.training.loading import bottleneck, loader, move, read, reading
 from evit_models.training.logging import RunLog
-from evit_models.training.networks import make_model, train_mode
+from evit_models.training.networks import make_model, settle_norms, train_mode
 from evit_models.training.objective import Heads, Targets
 from evit_models.training.optimizer import decay_weights, make_optimizer, set_learning_rate
 from evit_models.training.run import RunFolder
@@ -194,6 +194,8 @@ class Trainer:
         )
         set_learning_rate(self.optimizer, lr)
         self.optimizer.zero_grad(set_to_none=True)
+        if not config.pretrained:
+            settle_norms(self.model, self.step)
         # A forward pass that overflows leaves NaN in the statistics of norms, skipped or not.
         statistics = [buffer.clone() for buffer in self.model.buffers()]
         sums = torch.zeros(3, dtype=torch.float64, device=device)
@@ -294,7 +296,7 @@ class Trainer:
             self._told_unreadable = True
             self._warn(
                 f"{len(found.unreadable)} videos of evaluation cannot be read; they are counted, "
-                f"not replaced. The first are {', '.join(found.unreadable[:_NAMED])}"
+                f"not replaced. The first are {', '.join([*found.unreadable.values()][:_NAMED])}"
             )
         rows = found.figures()
         facts = {
