@@ -21,6 +21,7 @@ from evit_models.training.config import FREE_ON_RESUME
 from evit_models.video.datasets import MotionClips
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "training.md"
+README = PAGE.parent.parent / "README.md"
 BEGIN, END = "<!-- keys:begin -->", "<!-- keys:end -->"
 # What makes the page's command quick here; a later option wins.
 QUICK = "--model efficientvit3d_b0 --frames 5 --size 32 --epochs 2 --batch-size 4 --workers 0"
@@ -49,6 +50,12 @@ def page() -> str:
     return f"{before}{BEGIN}\n{keys()}\n{END}{after}"
 
 
+def five_lines() -> str:
+    """The commands that lead from a folder of videos to trained weights."""
+    block = PAGE.read_text(encoding="utf-8").split("<!-- five-lines -->\n```bash\n", 1)[1]
+    return block.split("```", 1)[0]
+
+
 def test_keys_and_defaults() -> None:
     assert PAGE.read_text(encoding="utf-8") == page()
 
@@ -72,10 +79,11 @@ def test_five_lines(
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(f"made/{number:05d}.mp4", folder)
     shutil.copy("made/00000.mp4", "clip.mp4")
-    block = PAGE.read_text(encoding="utf-8").split("<!-- five-lines -->\n```bash\n", 1)[1]
-    commands = block.split("```", 1)[0].replace("\\\n", " ").strip().splitlines()
+    lines = five_lines()
+    assert lines in README.read_text(encoding="utf-8"), "the README shows other lines"
+    commands = lines.replace("\\\n", " ").strip().splitlines()
     assert [shlex.split(command)[1] for command in commands] == [
-        "prepare", "prepare", "train", "classify",
+        "prepare", "prepare", "train", "eval", "classify",
     ]  # fmt: skip
     for command in commands:
         program, *words = shlex.split(command)
