@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from evit_models.cli.common import UserError, debug_option, json_option, read_labels
+
+if TYPE_CHECKING:
+    from evit_models.video.preparing import Preparation
 
 _MEASURED = 8  # videos whose loading is timed, spread over the list
 
@@ -18,7 +22,7 @@ _MEASURED = 8  # videos whose loading is timed, spread over the list
 @click.option("--short-side", type=click.IntRange(16), default=256, show_default=True)
 @click.option("--clip-frames", type=click.IntRange(1), help="Store so many frames as an array.")
 @click.option("--crf", type=click.IntRange(0, 51), default=20, show_default=True)
-@click.option("--root", type=click.Path(), help="Folder of a list's paths. [default: the list's]")
+@click.option("--root", type=click.Path(), help="Folder of a list's or of EPIC's videos.")
 @click.option("--classes", type=click.Path(), help="Names of a folder's classes, a name a line.")
 @click.option("--processes", type=click.IntRange(1), help="[default: one per core]")
 @json_option
@@ -36,49 +40,37 @@ def prepare(
 ) -> int:
     """Make small copies of the videos of DATA in the folder OUTPUT, and a list of them.
 
-    DATA is a list of `path label` lines, or a folder with a folder for every class. Videos are
-    re-encoded at a short side of that many pixels with keyframes close together, or with
-    --clip-frames stored as arrays. A folder's classes are numbered by name, or as --classes says:
-    give the .classes.txt of the training data for all other data.
+    DATA is a list of `path label` lines, a folder with a folder for every class, or a table of
+    EPIC-Kitchens (.csv), every action of which gets a file; --root of the table is then OUTPUT.
+    Videos are re-encoded at a short side of that many pixels with keyframes close together, or with
+    --clip-frames stored as arrays. A list's paths are below --root, else its own folder. A folder's
+    classes are numbered by name, or as --classes says: give the .classes.txt of the training data
+    for all other data.
 
     The same command goes on after an interruption. Videos that cannot be read are left out of the
     list and named in a report; the exit code is 1 then.
     """
-    from evit_models.cli.ui import print_json, progress
-    from evit_models.video.datasets import VideoFolder, VideoList
-    from evit_models.video.preparing import PrepareError, Recipe, loading_speed, prepare_videos
+    from evit_models.cli.ui import print_json
+    from evit_models.video.preparing import PrepareError, Recipe, loading_speed
 
     source = Path(data)
-    if source.is_dir():
-        if root is not None:
-            raise UserError("--root: is for lists; DATA is a folder")
-        names = None if classes is None else read_labels(classes, "--classes")
-        dataset: VideoFolder | VideoList = VideoFolder(source, class_names=names, training=False)
-    else:
-        if classes is not None:
-            raise UserError("--classes: is for folders; DATA is a list")
-        dataset = VideoList(source, root, training=False)
-    paths = [dataset.segment(index).path for index in range(len(dataset))]
     recipe = Recipe(short_side, clip_frames, crf)
+    if root is not None and source.is_dir():
+        raise UserError("--root: is for lists and tables; DATA is a folder")
+    if classes is not None and not source.is_dir():
+        raise UserError("--classes: is for folders; DATA is a list or table")
     name = source.resolve().name if source.is_dir() else source.stem
-    if not source.is_dir() and (Path(output) / f"{name}.txt").resolve() == source.resolve():
-        raise UserError("OUTPUT: is the list's own folder, where the new list would replace it")
+    for written in (f"{name}.txt", source.name):
+        if source.is_file() and (Path(output) / written).resolve() == source.resolve():
+            raise UserError("OUTPUT: is the folder of DATA, where the new list would replace it")
+    options = {"recipe": recipe, "processes": processes}
     try:
-        with progress("Preparing", len(set(paths)), quiet=as_json) as advance:
-            done = prepare_videos(
-                paths,
-                dataset.labels,
-                output,
-                name=name,
-                recipe=recipe,
-                processes=processes,
-                advance=lambda path: advance(os.path.basename(path)),
-            )
+        if source.suffix == ".csv":
+            done = _table(source, root, output, options, quiet=as_json)
+        else:
+            done = _videos(source, root, classes, output, name, options, quiet=as_json)
     except PrepareError as error:
         raise click.ClickException(str(error)) from error
-    if dataset.class_names is not None:
-        text = "".join(f"{label}\n" for label in dataset.class_names)
-        (Path(output) / f"{name}.classes.txt").write_text(text, encoding="utf-8")
     measured = done.pairs[:: max(1, len(done.pairs) // _MEASURED)][:_MEASURED]
     before, after = (
         loading_speed([pair[side] for pair in measured], short_side=short_side) for side in (0, 1)
@@ -109,3 +101,59 @@ def prepare(
             err=True,
         )
     return 1 if done.bad else 0
+
+
+def _table(
+    table: Path, root: str | None, output: str, options: dict[str, Any], *, quiet: bool
+) -> Preparation:
+    from evit_models.cli.ui import progress
+    from evit_models.video.datasets import EpicKitchens
+    from evit_models.video.preparing import prepare_table
+
+    if root is None:
+        raise UserError("--root: is missing; give the folder of the videos of EPIC-Kitchens")
+    dataset = EpicKitchens(table, root, targets=("verb", "noun"), training=False)
+    segments = {row.narration_id: dataset.segment(n) for n, row in enumerate(dataset.rows)}
+    with progress("Preparing", len(set(segments.values())), quiet=quiet) as advance:
+        return prepare_table(
+            table,
+            segments,
+            output,
+            advance=lambda name: advance(os.path.basename(name)),
+            **options,
+        )
+
+
+def _videos(
+    source: Path,
+    root: str | None,
+    classes: str | None,
+    output: str,
+    name: str,
+    options: dict[str, Any],
+    *,
+    quiet: bool,
+) -> Preparation:
+    from evit_models.cli.ui import progress
+    from evit_models.video.datasets import VideoFolder, VideoList
+    from evit_models.video.preparing import prepare_videos
+
+    if source.is_dir():
+        names = None if classes is None else read_labels(classes, "--classes")
+        dataset: VideoFolder | VideoList = VideoFolder(source, class_names=names, training=False)
+    else:
+        dataset = VideoList(source, root, training=False)
+    paths = [dataset.segment(index).path for index in range(len(dataset))]
+    with progress("Preparing", len(set(paths)), quiet=quiet) as advance:
+        done = prepare_videos(
+            paths,
+            dataset.labels,
+            output,
+            name=name,
+            advance=lambda path: advance(os.path.basename(path)),
+            **options,
+        )
+    if dataset.class_names is not None:
+        text = "".join(f"{label}\n" for label in dataset.class_names)
+        (Path(output) / f"{name}.classes.txt").write_text(text, encoding="utf-8")
+    return done

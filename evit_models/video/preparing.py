@@ -13,10 +13,10 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from multiprocessing import get_context
@@ -29,17 +29,28 @@ from numpy.typing import NDArray
 
 from .datasets.files import Segment, open_footage
 from .errors import CorruptVideo, VideoError, VideoWarning
-from .reader import VideoReader
 from .sampling import segment_indices
 from .transform import resize_short_side
 from .writer import write_video
 
-__all__ = ["Preparation", "PrepareError", "Recipe", "loading_speed", "prepare_videos"]
+__all__ = [
+    "Preparation",
+    "PrepareError",
+    "Recipe",
+    "Source",
+    "loading_speed",
+    "prepare_table",
+    "prepare_videos",
+]
+
+#: A video: the path of a file, or a part of one.
+Source = str | Segment
 
 # Keyframes so close that a clip decodes at most so many frames in vain, and H.264 without the parts
 # that are slow to decode.
 _ENCODING = {"g": "12", "tune": "fastdecode"}
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp\.(mp4|npy)")
+_SUFFIXES = (".mp4", ".npy")
 _WAITING = 4  # jobs handed out per process, so that a list of a million does not fill the memory
 
 
@@ -75,7 +86,8 @@ class Preparation:
 
     ``made`` and ``kept``: videos that were made now, or found done. ``bad``: path and reason of
     those that could not be read, which the list leaves out; ``damaged``: path and what is missing,
-    which it does not. Both stand in ``report``, which is None where there are none.
+    which it does not. Both stand in ``report``, which is None where there are none. ``pairs``: what
+    was given, and the file that was made of it.
     """
 
     list_file: Path
@@ -84,11 +96,11 @@ class Preparation:
     bad: list[tuple[str, str]]
     damaged: list[tuple[str, str]]
     report: Path | None
-    pairs: list[tuple[str, str]]
+    pairs: list[tuple[Source, str]]
 
 
 def prepare_videos(
-    paths: Sequence[str],
+    sources: Sequence[Source],
     labels: Sequence[int],
     output: str | PathLike[str],
     *,
@@ -107,21 +119,79 @@ def prepare_videos(
     Raises: PrepareError where the folder cannot be written, a process was killed, or no video at
     all could be read.
     """
-    if len(paths) != len(labels):
-        raise ValueError(f"prepare_videos: {len(paths)} paths, {len(labels)} labels")
-    if processes is not None and processes < 1:
-        raise ValueError(f"prepare_videos: processes is {processes}, expected 1 or more")
-    recipe = recipe or Recipe()
+    if len(sources) != len(labels):
+        raise ValueError(f"prepare_videos: {len(sources)} sources, {len(labels)} labels")
     folder = Path(output)
+    with _explained(folder):
+        outcomes = _all_done(sources, folder, recipe or Recipe(), processes, advance)
+        good = [
+            (source, outcomes[source].target, label)
+            for source, label in zip(sources, labels, strict=True)
+            if not outcomes[source].bad
+        ]
+        listing = folder / f"{name}.txt"
+        done = _concluded(folder, listing, outcomes, [(source, to) for source, to, _ in good])
+        _replace(listing, "".join(f"videos/{target} {label}\n" for _, target, label in good))
+        return done
+
+
+def prepare_table(
+    table: str | PathLike[str],
+    segments: Mapping[str, Segment],
+    output: str | PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    processes: int | None = None,
+    advance: Callable[[str], None] = lambda path: None,
+) -> Preparation:
+    """Make small copies of the actions of a table of EPIC-Kitchens, each a file of its own.
+
+    The folder gets a copy of the table and, for every action of ``segments``, by its narration,
+    ``NARRATION_ID.mp4`` (or ``.npy``), where `EpicKitchens` looks for it; so the folder is the root
+    of that table. Actions that cannot be read have no file and stay in the table, which numbers the
+    classes. All else is as in `prepare_videos`.
+    """
+    folder, table = Path(output), Path(table)
+    with _explained(folder):
+        made = _all_done([*segments.values()], folder, recipe or Recipe(), processes, advance)
+        pairs: list[tuple[Source, str]] = []
+        for narration, segment in segments.items():
+            for old in (folder / f"{narration}{suffix}" for suffix in _SUFFIXES):
+                old.unlink(missing_ok=True)
+            target = made[segment].target
+            if target:
+                link = folder / f"{narration}{Path(target).suffix}"
+                link.symlink_to(Path("videos", target))
+                pairs.append((segment, target))
+        done = _concluded(folder, folder / table.name, made, pairs)
+        _replace(folder / table.name, table.read_text(encoding="utf-8-sig"))
+        return done
+
+
+def _all_done(
+    sources: Sequence[Source],
+    folder: Path,
+    recipe: Recipe,
+    processes: int | None,
+    advance: Callable[[str], None],
+) -> dict[Source, _Outcome]:
+    if processes is not None and processes < 1:
+        raise ValueError(f"prepare: processes is {processes}, expected 1 or more")
+    (folder / "videos").mkdir(parents=True, exist_ok=True)
+    _clean(folder / "videos")
+    outcomes: dict[Source, _Outcome] = {}
+    jobs = ((source, folder / "videos", recipe) for source in dict.fromkeys(sources))
+    for outcome in _in_processes(jobs, processes or os.cpu_count() or 1):
+        outcomes[outcome.source] = outcome
+        advance(_named(outcome.source))
+    return outcomes
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Turns what stops everything into a PrepareError."""
     try:
-        (folder / "videos").mkdir(parents=True, exist_ok=True)
-        _clean(folder / "videos")
-        outcomes: dict[str, _Outcome] = {}
-        jobs = ((path, folder / "videos", recipe) for path in dict.fromkeys(paths))
-        for outcome in _in_processes(jobs, processes or os.cpu_count() or 1):
-            outcomes[outcome.path] = outcome
-            advance(outcome.path)
-        return _conclude(folder, name, paths, labels, outcomes)
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise PrepareError(
@@ -135,28 +205,28 @@ def prepare_videos(
         ) from error
 
 
-def loading_speed(paths: Sequence[str], *, frames: int = 16, short_side: int = 256) -> float:
+def loading_speed(sources: Sequence[Source], *, frames: int = 16, short_side: int = 256) -> float:
     """Clips per second that one process reads: ``frames`` spread over each video, resized."""
     begin = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", VideoWarning)
-        for path in paths:
-            with open_footage(Segment(path)) as footage:
+        for source in sources:
+            with open_footage(_segment(source)) as footage:
                 for frame in footage.frames(segment_indices(footage.total, frames)):
                     resize_short_side(frame[None], short_side)
-    return len(paths) / (time.perf_counter() - begin)
+    return len(sources) / (time.perf_counter() - begin)
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    path: str
+    source: Source
     target: str = ""  # in the folder of videos; "" for a bad one
     made: bool = False
     bad: str = ""
     damaged: str = ""
 
 
-_Job = tuple[str, Path, Recipe]
+_Job = tuple[Source, Path, Recipe]
 
 
 def _in_processes(jobs: Iterator[_Job], processes: int) -> Iterator[_Outcome]:
@@ -176,46 +246,50 @@ def _in_processes(jobs: Iterator[_Job], processes: int) -> Iterator[_Outcome]:
                 yield future.result()
 
 
-def _prepare(path: str, folder: Path, recipe: Recipe) -> _Outcome:
+def _prepare(source: Source, folder: Path, recipe: Recipe) -> _Outcome:
     """One video, in a process of the pool. Raises: OSError where the target cannot be written."""
+    segment = _segment(source)
     try:
-        target = folder / _target(path, recipe)
+        target = folder / _target(segment, recipe)
     except OSError as error:
-        return _Outcome(path, bad=error.strerror or str(error))
+        return _Outcome(source, bad=error.strerror or str(error))
     name = f"{target.parent.name}/{target.name}"
     if target.exists():
-        return _Outcome(path, name)
+        return _Outcome(source, name)
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", VideoWarning)
-            _write(path, temporary, recipe)
+            _write(segment, temporary, recipe)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(target)
     except VideoError as error:
-        return _Outcome(path, bad=error.reason)
+        return _Outcome(source, bad=error.reason)
     finally:
         temporary.unlink(missing_ok=True)
     damage = "; ".join(str(w.message) for w in caught if issubclass(w.category, VideoWarning))
-    return _Outcome(path, name, made=True, damaged=damage)
+    return _Outcome(source, name, made=True, damaged=damage)
 
 
-def _target(path: str, recipe: Recipe) -> str:
+def _target(segment: Segment, recipe: Recipe) -> str:
     """A name of which the same source, unchanged, and the same recipe have one, and no others."""
-    status = os.stat(path)
-    facts = (os.path.abspath(path), status.st_size, status.st_mtime_ns, asdict(recipe), _ENCODING)
+    path, status = segment.path, os.stat(segment.path)
+    part = (segment.start, segment.stop, segment.chunk_seconds)
+    unchanged = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    facts = (*unchanged, *part, asdict(recipe), _ENCODING)
     digest = hashlib.sha256(repr(facts).encode("utf-8", "surrogateescape")).hexdigest()
     stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(path).stem)[:60]
-    suffix = ".mp4" if recipe.clip_frames is None else ".npy"
+    suffix = _SUFFIXES[recipe.clip_frames is not None]
     return f"{digest[:2]}/{stem}-{digest[:16]}{suffix}"
 
 
-def _write(path: str, target: Path, recipe: Recipe) -> None:
+def _write(segment: Segment, target: Path, recipe: Recipe) -> None:
+    path = segment.path
     with ExitStack() as stack:
         try:
-            footage = stack.enter_context(open_footage(Segment(path)))
+            footage = stack.enter_context(open_footage(segment))
         except (OSError, av.error.FFmpegError) as error:
             raise CorruptVideo(path, str(error)) from error
         if recipe.clip_frames is not None:
@@ -225,13 +299,9 @@ def _write(path: str, target: Path, recipe: Recipe) -> None:
             np.save(content, clip, allow_pickle=False)
             target.write_bytes(content.getbuffer())
             return
-        rate = 25.0
-        if not path.endswith(".npy"):
-            with VideoReader(path) as reader:
-                rate = reader.info.fps
         frames = footage.frames(np.arange(footage.total))
         options = {"crf": str(recipe.crf), "threads": "1", **_ENCODING}
-        write_video(target, _small(path, frames, recipe.short_side), rate, options=options)
+        write_video(target, _small(path, frames, recipe.short_side), footage.fps, options=options)
 
 
 def _small(
@@ -252,31 +322,24 @@ def _small(
         yield frame[:height, :width]
 
 
-def _conclude(
+def _concluded(
     folder: Path,
-    name: str,
-    paths: Sequence[str],
-    labels: Sequence[int],
-    outcomes: dict[str, _Outcome],
+    listing: Path,
+    outcomes: Mapping[Source, _Outcome],
+    pairs: Sequence[tuple[Source, str]],
 ) -> Preparation:
-    good = [
-        (path, f"videos/{outcomes[path].target}", label)
-        for path, label in zip(paths, labels, strict=True)
-        if not outcomes[path].bad
-    ]
-    bad = [(path, outcome.bad) for path, outcome in outcomes.items() if outcome.bad]
-    damaged = [(path, outcome.damaged) for path, outcome in outcomes.items() if outcome.damaged]
-    report = folder / f"{name}.bad.txt"
+    """Writes the report of bad videos, and says what came of it all."""
+    bad = [(_named(o.source), o.bad) for o in outcomes.values() if o.bad]
+    damaged = [(_named(o.source), o.damaged) for o in outcomes.values() if o.damaged]
+    report = folder / f"{listing.stem}.bad.txt"
     lines = [f"{path}\tleft out\t{reason}\n" for path, reason in bad]
     lines += [f"{path}\tkept\t{reason}\n" for path, reason in damaged]
     if lines:
         _replace(report, "".join(lines))
     else:
         report.unlink(missing_ok=True)
-    if not good:
+    if not pairs:
         raise PrepareError(f"none of {len(outcomes)} videos could be read; {report} says why")
-    listing = folder / f"{name}.txt"
-    _replace(listing, "".join(f"{target} {label}\n" for _, target, label in good))
     made = sum(outcome.made for outcome in outcomes.values())
     return Preparation(
         list_file=listing,
@@ -285,8 +348,19 @@ def _conclude(
         bad=bad,
         damaged=damaged,
         report=report if lines else None,
-        pairs=[(path, str(folder / target)) for path, target, _ in good],
+        pairs=[(source, str(folder / "videos" / target)) for source, target in pairs],
     )
+
+
+def _segment(source: Source) -> Segment:
+    return Segment(source) if isinstance(source, str) else source
+
+
+def _named(source: Source) -> str:
+    segment = _segment(source)
+    if segment.start is None:
+        return segment.path
+    return f"{segment.path} at {segment.start:.2f} s"
 
 
 def _replace(path: Path, text: str) -> None:

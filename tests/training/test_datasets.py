@@ -178,6 +178,28 @@ def test_epic_kitchens(videos: Path, tmp_path: Path) -> None:
     assert make_datasets(config(**{**both, "eval_data": ""}))[1] is None
 
 
+def test_epic_kitchens_prepared(
+    videos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data, held_out = epic(tmp_path, videos)
+    before, _ = make_datasets(config(dataset="epic", data=data, eval_data="", root=tmp_path))
+    out = tmp_path / "small"
+    for table in (data, held_out):
+        words = ["prepare", str(table), str(out), "--short-side", "32", "--processes", "1"]
+        assert main(words) == 2
+        assert "--root: is missing" in capfd.readouterr().err
+        assert main([*words, "--root", str(tmp_path)]) == 0, capfd.readouterr().err
+    both = {"data": out / "train.csv", "eval_data": out / "test.csv"}
+    clips, other = make_datasets(config(dataset="epic", root=out, **both))
+    assert clips.labels == before.labels
+    assert clips.num_classes == before.num_classes
+    assert isinstance(clips, EpicKitchens)
+    assert Path(clips.segment(3).path) == out / "P01_01_3.mp4"
+    assert other is not None
+    assert clips[0]["valid"]
+    assert other[0]["valid"]
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "words"),
     [

@@ -14,9 +14,16 @@ import pytest
 from videos import encode, numbers_of
 
 from evit_models.video import VideoReader
-from evit_models.video.datasets import VideoList
+from evit_models.video.datasets import EpicKitchens, Segment, VideoList
+from evit_models.video.datasets.files import open_footage
 from evit_models.video.datasets.lists import read_list
-from evit_models.video.preparing import PrepareError, Recipe, loading_speed, prepare_videos
+from evit_models.video.preparing import (
+    PrepareError,
+    Recipe,
+    loading_speed,
+    prepare_table,
+    prepare_videos,
+)
 
 SMALL = Recipe(short_side=48)
 
@@ -79,6 +86,49 @@ def test_a_video_listed_twice_is_made_once(tmp_path: Path) -> None:
     assert done.made == 1
     (one, zero), (other, label) = read_list(done.list_file)
     assert (one == other, zero, label) == (True, 0, 1)
+
+
+EPIC = """\
+narration_id,participant_id,video_id,start_timestamp,stop_timestamp,verb_class,noun_class
+P01_01_0,P01,P01_01,00:00:01.00,00:00:02.00,3,4
+P01_01_1,P01,P01_01,00:00:02.50,00:00:04.00,10,4
+P02_07_0,P02,P02_07,00:00:01.00,00:00:02.00,3,4
+"""
+
+
+def _numbers(segment: Segment) -> list[int]:
+    with open_footage(segment) as footage:
+        return numbers_of(list(footage.frames(np.arange(footage.total))))
+
+
+@pytest.mark.parametrize("clip_frames", [None, 5])
+def test_actions_of_a_table_get_files_of_their_own(tmp_path: Path, clip_frames: int | None) -> None:
+    (tmp_path / "P01").mkdir()
+    encode(tmp_path / "P01" / "P01_01.mp4", 120, size=(144, 96))
+    (tmp_path / "P01" / "P01_01.mp4").rename(tmp_path / "P01" / "P01_01.MP4")
+    table = tmp_path / "table.csv"
+    table.write_text(EPIC)
+    before = EpicKitchens(table, tmp_path, targets="verb")
+    segments = {row.narration_id: before.segment(n) for n, row in enumerate(before.rows)}
+    recipe = Recipe(96, clip_frames=clip_frames)
+    done = prepare_table(table, segments, tmp_path / "out", recipe=recipe, processes=1)
+    assert (done.made, done.kept) == (2, 0)
+    ((bad, _),) = done.bad
+    assert bad.endswith("P02_07.MP4 at 1.00 s")
+    assert done.list_file.read_text() == EPIC, "which numbers the classes"
+    after = EpicKitchens(done.list_file, tmp_path / "out", targets="verb")
+    assert after.labels == before.labels
+    for index in (0, 1):
+        was, now = _numbers(before.segment(index)), _numbers(after.segment(index))
+        assert Path(after.segment(index).path).parent == tmp_path / "out"
+        assert now == was if clip_frames is None else len(now) == 5 and set(now) < set(was)
+    assert loading_speed([source for source, _ in done.pairs], frames=4, short_side=48) > 0
+    again = prepare_table(table, segments, tmp_path / "out", recipe=recipe, processes=1)
+    assert (again.made, again.kept) == (0, 2)
+    other = prepare_table(table, segments, tmp_path / "out", recipe=Recipe(48), processes=1)
+    assert other.made == 2, "another recipe"
+    with VideoReader(after.root / "P01_01_0.mp4") as reader:
+        assert reader.info.height == 48
 
 
 def test_killed_and_started_again_it_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
@@ -171,7 +221,7 @@ def test_mistakes_in_a_recipe_are_named(arguments: dict[str, int], words: str) -
 
 
 def test_mistakes_in_a_call_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="1 paths, 2 labels"):
+    with pytest.raises(ValueError, match="1 sources, 2 labels"):
         prepare_videos(["a.mp4"], [0, 1], tmp_path)
     with pytest.raises(ValueError, match="processes is 0"):
         prepare_videos(["a.mp4"], [0], tmp_path, processes=0)

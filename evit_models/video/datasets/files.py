@@ -50,9 +50,10 @@ class Segment:
 
 
 class Footage(Protocol):
-    """Something that shows frames by their number."""
+    """Something that shows frames by their number, of which it has so many a second."""
 
     total: int
+    fps: float
 
     def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """Frames of ascending numbers below ``total``, uint8 (H, W, 3), one at a time."""
@@ -251,6 +252,7 @@ class _Part:
         whole = segment.start is None and segment.stop is None
         stop = info.duration if segment.stop is None else min(segment.stop, info.duration)
         self.total = info.num_frames if whole else max(1, round((stop - self._start) * info.fps))
+        self.fps = info.fps
         self._reader = reader
 
     def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
@@ -259,6 +261,8 @@ class _Part:
 
 class _Stored:
     """A clip that was stored as an array; only what is asked for is read from the disk."""
+
+    fps = 25.0  # it does not say
 
     def __init__(self, path: str) -> None:
         try:
@@ -293,11 +297,11 @@ class _Chunks:
         self._threads = threads
         self._suffix = next((p.suffix for p in self._folder.glob("0.*")), ".MP4")
         with VideoReader(self._path(self._chunk(segment.start)), threads=threads) as reader:
-            self._fps = reader.info.fps
-        self.total = max(1, round((segment.stop - segment.start) * self._fps))
+            self.fps = reader.info.fps
+        self.total = max(1, round((segment.stop - segment.start) * self.fps))
 
     def frames(self, indices: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
-        times = self._start + (indices + 0.5) / self._fps
+        times = self._start + (indices + 0.5) / self.fps
         chunks = np.floor(times / self._seconds).astype(np.int64)
         for chunk in np.unique(chunks):
             inside = times[chunks == chunk] - chunk * self._seconds
