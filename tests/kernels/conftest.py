@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 
+import background
 import emulation
 import placement
 import pytest
@@ -44,6 +45,20 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "on_cpu(why): not repeated on GPUs, for a reason in words.")
+    config.addinivalue_line("markers", "background(script): is started before the tests.")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that wait for something come last."""
+    items.sort(key=lambda item: item.get_closest_marker("background") is not None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if session.config.option.collectonly:
+        return
+    for item in session.items:
+        for marker in item.iter_markers("background"):
+            background.start(*marker.args)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import background
 import emulation
 import pytest
 import torch
@@ -23,6 +24,8 @@ NATIVE = Path(__file__).resolve().parent.parent / "native"
 sys.path.insert(0, str(NATIVE))
 
 import cuda_resources  # noqa: E402
+
+RESOURCES = NATIVE / "cuda_resources.py"
 
 LAST = torch.channels_last_3d
 
@@ -47,12 +50,12 @@ def test_emulation_notices_what_threads_share_without_a_barrier(tmp_path: Path) 
     _run("cuda_block", tmp_path)
 
 
+@pytest.mark.background(RESOURCES)
 def test_no_kernel_spills_and_the_table_of_resources_is_kept() -> None:
-    command = [sys.executable, str(NATIVE / "cuda_resources.py")]
-    answer = subprocess.run(command, check=False, capture_output=True, text=True)
+    answer = background.answer(RESOURCES)
     if answer.returncode == 77:
         pytest.skip("there is no nvcc to compile the kernels with")
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert answer.returncode == 0, answer.text
 
 
 def test_strips_load_and_store_whole_vectors() -> None:

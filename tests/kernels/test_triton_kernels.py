@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import background
 import pytest
 import torch
 from torch import Tensor
@@ -63,15 +64,10 @@ def test_operator_tests_pass_on_interpreted_kernels() -> None:
 
 
 @needs_triton
+@pytest.mark.background(RESOURCES)
 def test_no_kernel_spills_fast_paths_are_fast_and_the_table_of_resources_is_kept() -> None:
-    answer = subprocess.run(
-        [sys.executable, "-W", "ignore", str(RESOURCES)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={name: x for name, x in os.environ.items() if name != backends.INTERPRETER},
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    answer = background.answer(RESOURCES)
+    assert answer.returncode == 0, answer.text
 
 
 def _calls() -> list[Callable[[], Tensor]]:
