@@ -313,11 +313,16 @@ def test_two_processes_are_one(videos: Path, tmp_path: Path, evit: Call) -> None
         "eval", "--checkpoint", path, "--data", videos / "list.txt", *CLIP, "--batch-size", 1,
         "--json",
     )  # fmt: skip
-    alone = json.loads(evit(*call)[1])
+    alone = _rounded(evit(*call)[1])
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [sys.executable, *launcher, "-m", "evit_models.cli", *map(str, call)]
     out = finish(start(words))
-    assert json.loads(out[out.index("{\n") : out.rindex("}") + 1]) == alone
+    assert _rounded(out[out.index("{\n") : out.rindex("}") + 1]) == alone
+
+
+def _rounded(text: str) -> Any:
+    """What a command printed; matrix products differ in their last bits from process to process."""
+    return json.loads(text, parse_float=lambda number: round(float(number), 5))
 
 
 def test_help_is_in_the_order_of_need(evit: Call) -> None:
