@@ -49,12 +49,13 @@ def save_checkpoint(model: EfficientViT3D, path: str | os.PathLike[str]) -> Path
         DATA_KEY: json.dumps(model.data_cfg),
     }
     description = {"architecture": model.name, **model.config, "default_cfg": model.default_cfg}
-    _write(path, save(tensors, metadata))
-    _write(path.with_name(CONFIG_FILE), (json.dumps(description, indent=2) + "\n").encode())
+    write_durably(path, save(tensors, metadata))
+    write_durably(path.with_name(CONFIG_FILE), (json.dumps(description, indent=2) + "\n").encode())
     return path
 
 
-def _write(path: Path, content: bytes) -> None:
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Writes a file that is there completely or not at all, even when the machine stops."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:

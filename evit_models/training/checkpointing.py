@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import pickle
 import re
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from evit_models.checkpoints.saving import write_durably
 from evit_models.training.errors import TrainingError
 
 KEPT = 2
@@ -106,24 +106,6 @@ def why_bad(path: Path) -> str | None:
     except OSError as error:
         return f"cannot be read: {error.strerror}"
     return None if digest.hexdigest() == expected else "is corrupt: its SHA-256 does not match"
-
-
-def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file that is there completely or not at all, even when the machine stops."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _remove_old(folder: Path) -> None:

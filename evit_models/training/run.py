@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evit_models.checkpoints import save_checkpoint
+from evit_models.checkpoints.saving import write_durably
 from evit_models.training.checkpointing import (
     checkpoints,
     load_state,
     save_state,
     why_bad,
-    write_durably,
 )
 from evit_models.training.config import CONFIG_FILE, TrainConfig, load_config
 from evit_models.training.distributed import Ranks
