@@ -20,15 +20,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from evit_kernels import _native
+from evit_kernels import _native, trials
 
 ENVIRONMENT = "EVIT_BACKEND"
 INTERPRETER = "TRITON_INTERPRET"  # Triton's own variable, read when Triton is imported
 NAMES: tuple[str, ...] = ("reference", "native", "triton")
 DTYPES: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Why a backend cannot serve tensors of a device and dtype; None when it can.
-Refusal = Callable[[str, torch.device, torch.dtype], "str | None"]
+# Why a backend cannot serve an operator on tensors of a device and dtype, whose heads are wide or
+# not; None when it can.
+Refusal = Callable[[str, torch.device, torch.dtype, bool], "str | None"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class Availability:
     reason: str
 
 
-def native_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def native_refusal(
+    operator: str, device: torch.device, dtype: torch.dtype, wide: bool = False
+) -> str | None:
     """Returns why compiled kernels cannot serve an operator on a device and dtype, or None."""
     if dtype not in DTYPES:
         return f"the compiled core has no kernels for {dtype}"
@@ -55,7 +58,9 @@ def native_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> s
     return _native.failure() or _native.cuda_failure(device)
 
 
-def triton_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def triton_refusal(
+    operator: str, device: torch.device, dtype: torch.dtype, wide: bool = False
+) -> str | None:
     """Returns why Triton cannot serve an operator on a device and dtype, or None.
 
     Looks for Triton without importing it, which takes longer than importing us.
@@ -64,6 +69,8 @@ def triton_refusal(operator: str, device: torch.device, dtype: torch.dtype) -> s
         return "there are no Triton kernels for this operator yet"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"Triton kernels keep their sums in float32, the tensors are {dtype}"
+    if wide:
+        return f"there are Triton kernels for heads of at most {TRITON_WIDEST} features"
     if device.type not in ("cpu", "cuda"):
         return f"there are Triton kernels for GPUs, the tensors are on {device}"
     reason = triton_failure()
@@ -106,7 +113,7 @@ def triton_version() -> str:
 
 
 _REFUSALS: dict[str, Refusal] = {
-    "reference": lambda operator, device, dtype: None,
+    "reference": lambda operator, device, dtype, wide: None,
     "native": native_refusal,
     "triton": triton_refusal,
 }
@@ -119,6 +126,7 @@ OPERATORS: tuple[str, ...] = (
 )
 CUDA_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")
 TRITON_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")
+TRITON_WIDEST = 64  # features of a head: the matrices of wider ones do not fit a multiprocessor
 TRITON_VERSIONS = ((3, 2), (3, 9))  # the first and the last that the kernels are for
 
 
@@ -132,6 +140,8 @@ class Order(NamedTuple):
         operators, dtypes: of the calls that it is for.
         backends: every backend, whether or not it can serve.
         grounds: what was measured, or why this order where nothing was.
+        trial: whether a fused backend has to pass a trial before it serves by default, because
+            nobody has seen its kernels run on such a device (trials.py).
     """
 
     device: str
@@ -139,6 +149,7 @@ class Order(NamedTuple):
     dtypes: tuple[torch.dtype, ...]
     backends: tuple[str, ...]
     grounds: str
+    trial: bool = False
 
 
 ORDERS: tuple[Order, ...] = (
@@ -156,14 +167,14 @@ ORDERS: tuple[Order, ...] = (
         ("native", "reference", "triton"),
         "unmeasured one by one; by its floor: one pass over memory, where PyTorch makes several",
     ),
-    # By their floors both fused backends ought to win, native first, as its launches cost less. But
-    # no kernel of ours has ever run on a GPU: they serve who asks for them.
+    # Both fused backends read and write what the floor says; the launches of native cost less.
     Order(
         "cuda",
         OPERATORS,
         DTYPES,
-        ("reference", "native", "triton"),
-        "unmeasured; by their floors native, then Triton ought to win, so ask for them and measure",
+        ("native", "triton", "reference"),
+        "unmeasured; by their floors, and only after a trial on the device at hand",
+        trial=True,
     ),
 )
 
@@ -186,7 +197,7 @@ def available_backends(
     return tuple(
         backend
         for backend in order(asked[0], device, torch.float32).backends
-        if all(_REFUSALS[backend](name, device, torch.float32) is None for name in asked)
+        if all(refusal(name, backend, device, torch.float32) is None for name in asked)
     )
 
 
@@ -217,42 +228,52 @@ def availability(device: str | torch.device = "cpu") -> list[Availability]:
     return rows
 
 
-def refusal(operator: str, backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Returns why a backend cannot serve an operator on a device and dtype, or None."""
-    return _REFUSALS[backend](operator, device, dtype)
+def refusal(
+    operator: str, backend: str, device: torch.device, dtype: torch.dtype, wide: bool = False
+) -> str | None:
+    """Returns why a backend cannot serve an operator on a device and dtype, or None.
+
+    wide: heads of attention have more than TRITON_WIDEST features.
+    """
+    return _REFUSALS[backend](operator, device, dtype, wide)
 
 
 def _reason(operator: str, backend: str, device: torch.device) -> str | None:
     try:
         if device.type == "cuda" and backend == "reference" and not torch.cuda.is_available():
             return _native.NO_DEVICE
-        return _REFUSALS[backend](operator, device, torch.float32)
+        return refusal(operator, backend, device, torch.float32)
     except ImportError as error:
         return str(error)
 
 
-def select(operator: str, backend: str | None, x: Tensor) -> str:
-    """Returns the backend that serves a call.
+def select(operator: str, backend: str | None, x: Tensor, head_dim: int = 0) -> str:
+    """Returns the backend that serves a call; head_dim: features of a head, for attention.
 
     `backend` wins over the environment variable EVIT_BACKEND, which wins over the automatic choice.
     Raises ValueError for an unknown name, RuntimeError with the reason for one that cannot serve.
     """
-    return _select(operator, backend, x.device, x.dtype)
+    # A branch makes a constant of a compiler's symbol, bool() does not.
+    wide = True if head_dim > TRITON_WIDEST else False  # noqa: SIM210
+    return _select(operator, backend, x.device, x.dtype, wide)
 
 
-def _select(operator: str, backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+def _select(
+    operator: str, backend: str | None, device: torch.device, dtype: torch.dtype, wide: bool
+) -> str:
     origin = "backend"
     if backend is None:
         backend = os.environ.get(ENVIRONMENT) or None
         origin = ENVIRONMENT
     if backend is None:
-        names = order(operator, device, dtype).backends
-        return next(n for n in names if _REFUSALS[n](operator, device, dtype) is None)
+        line = order(operator, device, dtype)
+        able = (n for n in line.backends if refusal(operator, n, device, dtype, wide) is None)
+        return next(n for n in able if not line.trial or trials.passed(operator, n, device, dtype))
     if backend not in NAMES:
         raise ValueError(
             f"{operator}: {origin} must be one of {', '.join(map(repr, NAMES))}, got {backend!r}"
         )
-    reason = _REFUSALS[backend](operator, device, dtype)
+    reason = refusal(operator, backend, device, dtype, wide)
     if reason is not None:
         raise RuntimeError(f"{operator}: {origin} {backend!r} is not available: {reason}")
     return backend

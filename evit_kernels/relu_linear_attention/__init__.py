@@ -47,7 +47,8 @@ def relu_linear_attention(
     key, known = _SEPARATE.find((q, k, v), (), backend)
     if known is None:
         _check(q, k, v)
-        known = _SEPARATE.keep(key, _calls.Known(backends.select(NAME, backend, q), None))
+        chosen = backends.select(NAME, backend, q, q.shape[-1])
+        known = _SEPARATE.keep(key, _calls.Known(chosen, None))
     if known.backend == "reference":
         return reference.relu_linear_attention(q, k, v, eps)
     return op.relu_linear_attention(q, k, v, eps, known.backend)
@@ -84,7 +85,7 @@ def relu_linear_attention_qkv(
     key, known = _PACKED.find(tensors, (head_dim, eps), backend)
     if known is None:
         _check_packed(qkv, head_dim)
-        chosen = backends.select(NAME, backend, tensors[0])
+        chosen = backends.select(NAME, backend, tensors[0], head_dim)
         direct = key and _calls.direct(op.BACKENDS, chosen, tensors, head_dim, eps)
         known = _PACKED.keep(key, _calls.Known(chosen, None, direct))
     if known.backend == "reference":

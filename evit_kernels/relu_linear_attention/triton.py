@@ -19,7 +19,6 @@ from evit_kernels import _layout, _triton
 from evit_kernels.relu_linear_attention import triton_kernels as kernels
 
 SPLIT = 256  # tokens of one partial sum
-WIDEST = 64  # features of a head: the matrices of wider ones do not fit a multiprocessor
 
 
 class _Heads(NamedTuple):
@@ -199,11 +198,6 @@ def _add(partials: Tensor, total: Tensor) -> None:
 
 def _options(like: Tensor, width: int) -> dict[str, Any]:
     """What kernels are compiled for. Tokens at a time and warps are those that spill nothing."""
-    if width > WIDEST:
-        raise RuntimeError(
-            f"relu_linear_attention: backend 'triton' has kernels for heads of at most {WIDEST} "
-            f"features, got {width}; backend='reference' serves any"
-        )
     padded = max(16, triton.next_power_of_2(width))
     exact = like.dtype == torch.float32
     return {

@@ -59,14 +59,18 @@ def in_use(placement: Placement) -> Iterator[None]:
 
     @wraps(select)
     def redirected(
-        operator: str, backend: str | None, device: torch.device, dtype: torch.dtype
+        operator: str,
+        backend: str | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        wide: bool,
     ) -> str:
         if backend in (None, "native"):
-            refusal = backends.refusal(operator, placement.backend, device, dtype)
+            refusal = backends.refusal(operator, placement.backend, device, dtype, wide)
             if refusal is not None:
                 _give_up(f"{placement}: {refusal}")
             backend = placement.backend
-        return select(operator, backend, device, dtype)
+        return select(operator, backend, device, dtype, wide)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backends, "_select", redirected)

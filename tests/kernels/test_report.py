@@ -56,12 +56,13 @@ def test_prints_who_is_asked_first_and_on_what_grounds() -> None:
         assert set(order.backends) == set(backends.NAMES)
 
 
-def test_what_was_not_measured_on_gpus_is_not_the_automatic_choice() -> None:
+def test_the_order_follows_what_was_measured_or_else_the_floor_and_a_trial() -> None:
     measured = next(line for line in backends.ORDERS if line.grounds.startswith("measured"))
     for device in ("cpu", "cuda"):
         for operator, dtype in product(backends.OPERATORS, backends.DTYPES):
             order = backends.order(operator, torch.device(device), dtype)
-            assert order.backends[0] == ("native" if device == "cpu" else "reference")
+            assert order.backends[0] == "native"
+            assert order.trial == (device == "cuda")
             known = operator in measured.operators and dtype == torch.float32
             assert (order is measured) == (known and device == "cpu")
 
