@@ -196,12 +196,16 @@ def _cuda_ninja_file(target: Path) -> str:
         f'-DEVIT_CUDA_ARCHITECTURES="{",".join(names)}"',
         f'-DEVIT_CUDA_COMPILER="nvcc {release}"',
     ]
+    numbers = sorted({int(name.removesuffix("+PTX")) for name in names})
     targets = []
     for name in names:
-        number = name.removesuffix("+PTX")
-        targets.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if number != name:
-            targets.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+        number = int(name.removesuffix("+PTX"))
+        # No kernel asks which architecture of a generation it is on: all are made by way of the
+        # oldest, so that the compiler's front end has one go.
+        virtual = next(n for n in numbers if n // 10 == number // 10)
+        targets.append(f"-gencode=arch=compute_{virtual},code=sm_{number}")
+        if name.endswith("+PTX"):
+            targets.append(f"-gencode=arch=compute_{virtual},code=compute_{virtual}")
     host = ["-ccbin", shlex.split(compiler)[0]]
     lines = [
         f"cxx = {compiler}",

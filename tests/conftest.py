@@ -1,12 +1,26 @@
-"""What the whole suite shares: the same random numbers on every run, hypothesis without a clock."""
+"""What the whole suite shares: the same random numbers on every run, hypothesis without a clock.
+
+`pytest -n auto` runs files beside each other, in as many processes as there are cores.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-import torch
-from hypothesis import HealthCheck, settings
+import shared
+
+# Before torch counts the cores: processes that all use all of them wait for each other.
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A pytest that a test starts is nobody's worker.
+for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
+    del os.environ[name]
+
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 # No deadline: a loaded machine is not a bug. Derandomised: the next run finds a failure again.
 _COMMON = settings(
@@ -19,6 +33,22 @@ settings.register_profile("evit", _COMMON, max_examples=40)
 # For runs under sanitizers, which are many times slower (tests/sanitize.sh).
 settings.register_profile("evit-sanitize", _COMMON, max_examples=15)
 settings.load_profile("evit")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if shared.begin():
+        config.add_cleanup(shared.end)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keeps the tests of a file together, which share fixtures, and files in their order."""
+    if config.getoption("dist") != "load":  # what -n means when nothing else is asked for
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -67,5 +67,10 @@ if [ $# -eq 0 ]; then
   set -- "$kernels"/test_{depthwise_conv3d,dense_conv3d,pointwise_conv3d,batch_norm_activation,relu_linear_attention}*.py \
     -k "not compil and not export and not opcheck and not autocast and not repeats and not digits and not gradcheck"
 fi
-python -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q \
+# On all cores, where pytest-xdist is there.
+parallel=()
+if python -c 'import xdist' 2>/dev/null; then
+  parallel=(-n auto)
+fi
+python -m pytest -c "$root/pyproject.toml" --rootdir "$root" -p no:cacheprovider -q "${parallel[@]}" \
   --hypothesis-profile evit-sanitize --durations 5 "$@"

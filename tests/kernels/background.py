@@ -1,20 +1,25 @@
-"""Compilers that work while other tests run: they take minutes, and tests mostly one core.
+"""Compilers that work while other tests run: they take minutes.
 
-A test marked ``background(script)`` has the script started as soon as it is known that the test
-runs, with less priority than the tests, and asks for its `answer`.
+A test marked ``background(script, *arguments)`` has the script started as soon as it is known that
+the test runs, with less priority than the tests, and asks for its `answer`. Of several processes of
+a test run only one starts it.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
+import shlex
 import subprocess
 import sys
-import tempfile
+import time
 from pathlib import Path
 from typing import NamedTuple
 
+import shared
+
 from evit_kernels.backends import INTERPRETER
+
+_STARTED: list[subprocess.Popen[bytes]] = []  # so that none is thought to be forgotten
 
 
 class Answer(NamedTuple):
@@ -24,29 +29,33 @@ class Answer(NamedTuple):
     text: str
 
 
-_RUNNING: dict[Path, tuple[subprocess.Popen[bytes], Path]] = {}
-_FOLDER = tempfile.TemporaryDirectory(prefix="evit-background-")
-
-
-def start(script: Path) -> None:
+def start(script: Path, *arguments: str) -> None:
     """Starts a script of Python, unless it was started before."""
-    if script in _RUNNING:
-        return
-    log = Path(_FOLDER.name) / f"{script.stem}.log"
-    with log.open("wb") as file:
+    pid, log, end = _files(script)
+    with shared.alone(script.stem):
+        if pid.exists():
+            return
+        command = shlex.join([sys.executable, "-W", "ignore", str(script), *arguments])
+        # The code of its end comes as a whole, whoever looks for it and whenever.
+        text = f'nice -n 5 {command} >"$0" 2>&1; echo $? >"$1".new; mv "$1".new "$1"'
         process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
+            ["sh", "-c", text, str(log), str(end)],
             env={name: value for name, value in os.environ.items() if name != INTERPRETER},
-            preexec_fn=lambda: os.nice(5),
+            start_new_session=True,
         )
-    atexit.register(process.kill)  # where its test was never reached
-    _RUNNING[script] = process, log
+        _STARTED.append(process)
+        pid.write_text(str(process.pid))
 
 
-def answer(script: Path) -> Answer:
+def answer(script: Path, *arguments: str) -> Answer:
     """Returns what came of a script, when it has ended."""
-    start(script)
-    process, log = _RUNNING[script]
-    return Answer(process.wait(), log.read_text(errors="replace"))
+    start(script, *arguments)
+    _, log, end = _files(script)
+    while not end.exists():
+        time.sleep(0.1)
+    return Answer(int(end.read_text()), log.read_text(errors="replace"))
+
+
+def _files(script: Path) -> tuple[Path, Path, Path]:
+    folder = shared.folder()
+    return folder / f"{script.stem}.pid", folder / f"{script.stem}.log", folder / script.stem

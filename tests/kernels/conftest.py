@@ -45,7 +45,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "on_cpu(why): not repeated on GPUs, for a reason in words.")
-    config.addinivalue_line("markers", "background(script): is started before the tests.")
+    config.addinivalue_line("markers", "background(script, ...): is started before the tests.")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

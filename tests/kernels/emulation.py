@@ -12,7 +12,6 @@ import os
 import shlex
 import subprocess
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from types import ModuleType
 
 import pybind11
 import pytest
+import shared
 import torch
 
 from evit_kernels import _calls, _native, backends
@@ -29,44 +29,48 @@ from evit_kernels import _calls, _native, backends
 ROOT = Path(__file__).resolve().parent.parent.parent
 CSRC = ROOT / "csrc"
 OPERATORS = backends.CUDA_OPERATORS
-FOLDER = tempfile.TemporaryDirectory(prefix="evit-emulation-")
+NAME = "evit_cuda_emulated"
 
 
 @cache
 def kernels() -> ModuleType:
-    """Compiles the CUDA kernels for the host, once, and returns them as the module `_cuda`."""
-    name = "evit_cuda_emulated"
+    """Returns the CUDA kernels, compiled for the host once in a test run, as the module `_cuda`."""
+    library = shared.folder() / f"{NAME}.so"
+    with shared.alone(NAME):
+        if not library.exists():
+            _compile(library)
+    spec = importlib.util.spec_from_file_location(NAME, library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _compile(library: Path) -> None:
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     includes = [CSRC / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
     flags = [
         *("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"),
         *("-Wno-psabi", "-Wno-unknown-pragmas", "-ffp-contract=fast"),
         *(f"-I{path}" for path in includes),
-        f"-DEVIT_CUDA_MODULE={name}",
+        f"-DEVIT_CUDA_MODULE={NAME}",
         '-DEVIT_CUDA_ARCHITECTURES="host"',
         '-DEVIT_CUDA_COMPILER="the host\'s"',
         # For runs under sanitizers (tests/sanitize.sh).
         *shlex.split(os.environ.get("EVIT_EMULATION_FLAGS", "")),
     ]
-    folder = Path(FOLDER.name)
     sources = [CSRC / "bindings_cuda.cpp", *(CSRC / "cuda" / f"{n}.cu" for n in OPERATORS)]
 
     def compiled(source: Path) -> str:
-        target = str(folder / f"{source.stem}.o")
+        target = str(library.with_name(f"{NAME}_{source.stem}.o"))
         command = [*compiler, *flags, "-x", "c++", "-c", str(source), "-o", target]
         subprocess.run(command, check=True)
         return target
 
     with ThreadPoolExecutor() as pool:
         objects = list(pool.map(compiled, sources))
-    library = folder / f"{name}.so"
     subprocess.run([*compiler, *flags, "-shared", *objects, "-o", str(library)], check=True)
-    spec = importlib.util.spec_from_file_location(name, library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @contextmanager

@@ -12,15 +12,11 @@ import emulation
 import pytest
 import torch
 from accuracy import BACKWARD, FORWARD, assert_accurate
-from test_cuda_kernels import NATIVE  # puts its folder on the path
 from test_relu_linear_attention import DTYPES, attend, results
 from torch import Tensor
 
 from evit_kernels import relu_linear_attention
 
-import cuda_resources  # isort: skip
-
-assert NATIVE.is_dir()
 WIDTHS = (8, 16, 32, 64)
 LAST = torch.channels_last_3d
 
@@ -109,26 +105,3 @@ def test_sums_beyond_half_precision(dtype: torch.dtype, emulated: None) -> None:
     exact = results(attend(32, "reference"), [x.double() for x in inputs])
     for i, values in enumerate(zip(ours, theirs, exact, strict=True)):
         assert_accurate(*values, BACKWARD if i else FORWARD, f"result {i}")
-
-
-def test_instructions_of_tensor_cores_and_whole_vectors() -> None:
-    if cuda_resources.nvcc() is None:
-        pytest.skip("there is no nvcc to compile the kernels with")
-    blocks = {
-        name: code
-        for name, code in cuda_resources.ptx("relu_linear_attention").items()
-        if name.startswith(("KeySums<", "Attention<", "QueryGradients<", "KeyValueGradients<"))
-        and "double" not in name
-    }
-    assert {name.split("<")[0] for name in blocks} == {
-        "KeySums",
-        "Attention",
-        "QueryGradients",
-        "KeyValueGradients",
-    }
-    for name, code in blocks.items():
-        wide = "<float" not in name and ", 8>" not in name
-        assert ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32" in code) == wide, name
-        assert "ld.global.v4." in code, name
-        assert "KeySums" in name or "st.global.v4." in code, name
-        assert ".local" not in code, name

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-import background
 import emulation
 import pytest
 import torch
@@ -21,11 +20,6 @@ from torch import Tensor
 from evit_kernels import _native, backends, depthwise_conv3d, relu_linear_attention_qkv
 
 NATIVE = Path(__file__).resolve().parent.parent / "native"
-sys.path.insert(0, str(NATIVE))
-
-import cuda_resources  # noqa: E402
-
-RESOURCES = NATIVE / "cuda_resources.py"
 
 LAST = torch.channels_last_3d
 
@@ -48,40 +42,6 @@ def test_index_arithmetic_for_every_small_shape(tmp_path: Path) -> None:
 
 def test_emulation_notices_what_threads_share_without_a_barrier(tmp_path: Path) -> None:
     _run("cuda_block", tmp_path)
-
-
-@pytest.mark.background(RESOURCES)
-def test_no_kernel_spills_and_the_table_of_resources_is_kept() -> None:
-    answer = background.answer(RESOURCES)
-    if answer.returncode == 77:
-        pytest.skip("there is no nvcc to compile the kernels with")
-    assert answer.returncode == 0, answer.text
-
-
-def test_strips_load_and_store_whole_vectors() -> None:
-    if cuda_resources.nvcc() is None:
-        pytest.skip("there is no nvcc to compile the kernels with")
-    strips = {
-        name: code
-        for name, code in cuda_resources.ptx("depthwise_conv3d").items()
-        if "Strip<" in name or name.startswith("WeightPlane")
-    }
-    # Three types, two windows, two strides, two layouts; of three directions.
-    assert len(strips) == 12 * 2 * 3
-    for name, code in strips.items():
-        assert ".local" not in code, name
-        if ", true>" in name or name.startswith("WeightPlane"):
-            continue  # planes are read column by column
-        if name.startswith("WeightStrip"):
-            # 16 bytes, but 8 of 16-bit types, and half of that in windows of 5.
-            kind = ("v2" if ", 5," in name else "v4") + (".f32" if "<float" in name else ".u16")
-            assert f"ld.global.{kind}" in code, name
-            continue
-        # 16 bytes, but 8 of 16-bit types in windows of 5. Weights are floats.
-        kind = "f32" if "<float" in name else "u16" if ", 5," in name else "u32"
-        assert f"ld.global.v4.{kind}" in code, name
-        assert f"st.global.wb.{'v2' if kind == 'u16' else 'v4'}.u32" in code, name
-        assert "ld.global.v4.f32" in code, name
 
 
 @pytest.mark.parametrize("temporal_padding", ["zeros", "replicate", "causal"])

@@ -2,6 +2,7 @@
 
     python tests/native/cuda_resources.py            compares with cuda_resources.txt
     python tests/native/cuda_resources.py --write    writes it
+    python tests/native/cuda_resources.py --keep DIR keeps the PTX, OPERATOR_80.ptx and _90.ptx
 
 Needs nvcc, not a GPU. The numbers are those of one compiler, named in the first line; another one
 may differ, but no kernel may ever use the stack or spill.
@@ -24,7 +25,8 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
 TABLE = HERE / "cuda_resources.txt"
-ARCHITECTURES = ("80", "87", "90")
+# Architectures, and the virtual ones that their code is made by way of, as setup.py does.
+ARCHITECTURES = {"80": "80", "87": "80", "90": "90"}
 OPERATORS = sorted(source.stem for source in (CSRC / "cuda").glob("*.cu"))
 
 _ENTRY = re.compile(r"Compiling entry function '(\w+)' for 'sm_(\d+)'")
@@ -67,26 +69,20 @@ def release() -> str:
     return next(line for line in text.splitlines() if "release" in line).split(", ")[-1]
 
 
-def measure() -> list[Kernel]:
-    """Compiles every kernel for every architecture."""
-    jobs = [(operator, number) for operator in OPERATORS for number in ARCHITECTURES]
+def measure(folder: Path) -> list[Kernel]:
+    """Compiles every kernel for every architecture, by way of PTX that stays in a folder."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda job: list(_compile(*job)), jobs)
+        virtual = [(o, v) for o in OPERATORS for v in sorted(set(ARCHITECTURES.values()))]
+        list(pool.map(lambda job: _to_ptx(folder, *job), virtual))
+        jobs = [(operator, number) for operator in OPERATORS for number in ARCHITECTURES]
+        found = pool.map(lambda job: list(_assemble(folder, *job)), jobs)
         return sorted(kernel for kernels in found for kernel in kernels)
 
 
-def ptx(operator: str) -> dict[str, str]:
-    """Returns the intermediate code of every kernel of an operator, by its body."""
-    compiler = nvcc()
-    assert compiler is not None
-    with tempfile.TemporaryDirectory() as folder:
-        target = f"{folder}/kernels.ptx"
-        source = str(CSRC / "cuda" / f"{operator}.cu")
-        flags = ["-std=c++17", "-O3", f"-I{CSRC / 'include'}", "-arch=compute_80"]
-        command = [compiler, *flags, "-diag-suppress=20012", "-ptx", "-o", target, source]
-        subprocess.run(command, check=True, capture_output=True)
-        entries = re.split(r"\.entry ", Path(target).read_text())[1:]
-    return {_readable(entry.partition("(")[0].strip()): entry for entry in entries}
+def entries(ptx: Path) -> dict[str, str]:
+    """Returns the PTX of every kernel in a file, by its body."""
+    found = re.split(r"\.entry ", ptx.read_text())[1:]
+    return {_readable(entry.partition("(")[0].strip()): entry for entry in found}
 
 
 def table(kernels: list[Kernel]) -> str:
@@ -94,17 +90,22 @@ def table(kernels: list[Kernel]) -> str:
     return "\n".join([f"nvcc {release()}", *map(str, kernels)]) + "\n"
 
 
-def _compile(operator: str, architecture: str) -> Iterator[Kernel]:
+def _to_ptx(folder: Path, operator: str, virtual: str) -> None:
     compiler = nvcc()
     assert compiler is not None
-    with tempfile.TemporaryDirectory() as folder:
-        command = [
-            *(compiler, "-std=c++17", "-O3", f"-I{CSRC / 'include'}", "-Xptxas=-v", "-cubin"),
-            f"-gencode=arch=compute_{architecture},code=sm_{architecture}",
-            *("-diag-suppress=20012", "-o", f"{folder}/kernels.cubin"),
-            str(CSRC / "cuda" / f"{operator}.cu"),
-        ]
-        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    flags = ["-std=c++17", "-O3", f"-I{CSRC / 'include'}", "-diag-suppress=20012,128"]
+    target = str(folder / f"{operator}_{virtual}.ptx")
+    source = str(CSRC / "cuda" / f"{operator}.cu")
+    command = [compiler, *flags, f"-arch=compute_{virtual}", "-ptx", "-o", target, source]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def _assemble(folder: Path, operator: str, architecture: str) -> Iterator[Kernel]:
+    compiler = nvcc()
+    assert compiler is not None
+    source = str(folder / f"{operator}_{ARCHITECTURES[architecture]}.ptx")
+    command = [compiler, "-cubin", "-Xptxas=-v", f"-arch=sm_{architecture}", "-o", os.devnull]
+    log = subprocess.run([*command, source], check=True, capture_output=True, text=True).stderr
     name, stack, spilled = "", 0, 0
     for line in log.splitlines():
         if match := _ENTRY.search(line):
@@ -135,11 +136,13 @@ def main() -> int:
     """Compares or writes; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--keep", type=Path, metavar="DIR")
     arguments = parser.parse_args()
     if nvcc() is None:
         print("cuda_resources.py: there is no nvcc")
         return 77
-    kernels = measure()
+    with tempfile.TemporaryDirectory() as folder:
+        kernels = measure(arguments.keep or Path(folder))
     bad = [kernel for kernel in kernels if kernel.stack or kernel.spilled]
     for kernel in bad:
         print(f"{kernel}: {kernel.stack} bytes of stack, {kernel.spilled} bytes spilled")
