@@ -33,12 +33,12 @@ def save_checkpoint(model: EfficientViT3D, path: str | os.PathLike[str]) -> Path
         The path of the weights file.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
-        if path.suffix:
-            raise ValueError(
-                f"save_checkpoint: path must end in .safetensors or be a folder, got {path}"
-            )
+    if path.is_dir() or not path.suffix:
         path = path / FOLDER_FILE
+    elif path.suffix != ".safetensors":
+        raise ValueError(
+            f"save_checkpoint: path must end in .safetensors or be a folder, got {path}"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()

@@ -182,6 +182,10 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 def test_save_refuses_other_suffixes(tmp_path):
     with pytest.raises(ValueError, match=r"must end in \.safetensors or be a folder"):
         save_checkpoint(create_model(B0, 5), tmp_path / "last.pt")
+    # A folder that is there is one, whatever its name.
+    folder = tmp_path / "lr0.01"
+    folder.mkdir()
+    assert save_checkpoint(create_model(B0, 5), folder) == folder / "model.safetensors"
 
 
 def test_own_weights_of_images_inflate(tmp_path):

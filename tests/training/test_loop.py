@@ -57,10 +57,12 @@ def test_it_learns(tmp_path: Path) -> None:
             )
         },
     )  # fmt: skip
-    Trainer(config, tmp_path, clips).run()
-    curve = list(losses(tmp_path).values())
+    folder = tmp_path / "lr0.003"  # a dot makes no file of a folder
+    Trainer(config, folder, clips).run()
+    curve = list(losses(folder).values())
     assert curve[0] > 1.0
     assert curve[-1] < 0.1
+    assert (folder / "model.safetensors").is_file()
 
 
 def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
