@@ -49,9 +49,23 @@ def save_checkpoint(model: EfficientViT3D, path: str | os.PathLike[str]) -> Path
         DATA_KEY: json.dumps(model.data_cfg),
     }
     description = {"architecture": model.name, **model.config, "default_cfg": model.default_cfg}
-    write_durably(path, save(tensors, metadata))
+    write_durably(path, _in_order(save(tensors, metadata)))
     write_durably(path.with_name(CONFIG_FILE), (json.dumps(description, indent=2) + "\n").encode())
     return path
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sorts the metadata of a safetensors file, which come in another order in every process.
+
+    So the same weights are the same file, byte by byte.
+    """
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # Spaces up to a multiple of eight bytes: tensors have to be aligned.
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:

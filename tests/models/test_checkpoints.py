@@ -162,6 +162,8 @@ def test_saved_files(tmp_path):
     mode = stat.S_IMODE((tmp_path / "model.safetensors").stat().st_mode)
     assert mode & stat.S_IRUSR
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
+    # The same weights are the same bytes.
+    assert len({save_checkpoint(model, tmp_path).read_bytes() for _ in range(8)}) == 1
 
 
 def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
