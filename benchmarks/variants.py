@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from evit_models import list_models
-from evit_models.checkpoints.saving import write_durably
 from evit_models.cli.train import run_training
+from evit_models.durable import write_durably
 from evit_models.training import TrainConfig, load_config, ranks
 from evit_models.training.logging import read_log
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import save
 
 from evit_models.checkpoints.reading import DATA_KEY, FOLDER_FILE, METADATA_KEY
+from evit_models.durable import write_durably
 
 if TYPE_CHECKING:
     from evit_models.efficientvit3d import EfficientViT3D
@@ -66,21 +67,3 @@ def _in_order(content: bytes) -> bytes:
     # Spaces up to a multiple of eight bytes: tensors have to be aligned.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + content[8 + size :]
-
-
-def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file that is there completely or not at all, even when the machine stops."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from evit_models.checkpoints.saving import write_durably
+from evit_models.durable import write_durably
 from evit_models.training.errors import TrainingError
 
 KEPT = 2

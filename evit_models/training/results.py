@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from evit_models.checkpoints.saving import write_durably
+from evit_models.durable import write_durably
 from evit_models.training.errors import TrainingError
 from evit_models.training.evaluation import Evaluation
 from evit_models.training.metrics import Ints, confusion_matrix

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evit_models.checkpoints import save_checkpoint
-from evit_models.checkpoints.saving import write_durably
+from evit_models.durable import write_durably
 from evit_models.training.checkpointing import (
     checkpoints,
     load_state,

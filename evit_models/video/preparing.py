@@ -27,6 +27,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from evit_models.durable import write_durably
+
 from .datasets.files import Segment, open_footage
 from .errors import CorruptVideo, VideoError, VideoWarning
 from .sampling import segment_indices
@@ -131,7 +133,8 @@ def prepare_videos(
         ]
         listing = folder / f"{name}.txt"
         done = _concluded(folder, listing, outcomes, [(source, to) for source, to, _ in good])
-        _replace(listing, "".join(f"videos/{target} {label}\n" for _, target, label in good))
+        lines = [f"videos/{target} {label}\n" for _, target, label in good]
+        write_durably(listing, _encoded("".join(lines)))
         return done
 
 
@@ -164,7 +167,7 @@ def prepare_table(
                 link.symlink_to(Path("videos", target))
                 pairs.append((segment, target))
         done = _concluded(folder, folder / table.name, made, pairs)
-        _replace(folder / table.name, table.read_text(encoding="utf-8-sig"))
+        write_durably(folder / table.name, _encoded(table.read_text(encoding="utf-8-sig")))
         return done
 
 
@@ -335,7 +338,7 @@ def _concluded(
     lines = [f"{path}\tleft out\t{reason}\n" for path, reason in bad]
     lines += [f"{path}\tkept\t{reason}\n" for path, reason in damaged]
     if lines:
-        _replace(report, "".join(lines))
+        write_durably(report, _encoded("".join(lines)))
     else:
         report.unlink(missing_ok=True)
     if not pairs:
@@ -363,13 +366,9 @@ def _named(source: Source) -> str:
     return f"{segment.path} at {segment.start:.2f} s"
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _encoded(text: str) -> bytes:
+    """Text with the names of files in it, which may be any bytes."""
+    return text.encode("utf-8", errors="surrogateescape")
 
 
 def _clean(folder: Path) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-
-from evit_models.video.augment import TrainTransform
-from evit_models.video.sampling import ClipSampling
-from evit_models.video.transform import ClipTransform
+from typing import TYPE_CHECKING
 
 from .base import DatasetError
-from .files import Segment, VideoFiles
+from .files import Segment, VideoFiles, VideoOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["NOUNS", "VERBS", "EpicKitchens", "action_pairs", "read_table"]
 
@@ -63,7 +63,7 @@ class EpicKitchens(VideoFiles):
     sorted as strings "verb:noun". These are the official tables of training and validation; by
     default they are looked for beside ``csv_file``. ``actions`` lists the pairs.
 
-    Further arguments are those of `VideoFiles`. Raises: DatasetError, with the line, for missing
+    Options are those of `VideoFiles`. Raises: DatasetError, with the line, for missing
     columns, times and classes that cannot be, and tables without a row.
     """
 
@@ -75,21 +75,9 @@ class EpicKitchens(VideoFiles):
         targets: str | Sequence[str] = "action",
         action_csvs: Sequence[str | PathLike[str]] | None = None,
         chunk_seconds: int = 15,
-        sampling: ClipSampling | None = None,
-        transform: TrainTransform | ClipTransform | None = None,
-        training: bool = True,
-        seed: int = 0,
-        bad_limit: float = 0.01,
-        threads: int = 1,
+        **options: Unpack[VideoOptions],
     ) -> None:
-        super().__init__(
-            sampling=sampling or ClipSampling(),
-            transform=transform,
-            training=training,
-            seed=seed,
-            bad_limit=bad_limit,
-            threads=threads,
-        )
+        super().__init__(**options)
         heads = (targets,) if isinstance(targets, str) else tuple(targets)
         if not heads or len(set(heads)) != len(heads) or not set(heads) <= set(_TARGETS):
             raise ValueError(f"EpicKitchens: targets is {targets!r}, expected some of {_TARGETS}")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import av
 import numpy as np
@@ -26,7 +26,7 @@ from evit_models.video.transform import ClipTransform
 
 from .base import ClipDataset, Sample, TooManyBadVideos
 
-__all__ = ["Footage", "Segment", "VideoFiles", "open_footage"]
+__all__ = ["Footage", "Segment", "VideoFiles", "VideoOptions", "open_footage"]
 
 _log = logging.getLogger("evit_models.video.datasets")
 
@@ -60,6 +60,17 @@ class Footage(Protocol):
         ...
 
 
+class VideoOptions(TypedDict, total=False):
+    """What every dataset of video files takes by name; see `VideoFiles`."""
+
+    sampling: ClipSampling | None
+    transform: TrainTransform | ClipTransform | None
+    training: bool
+    seed: int
+    bad_limit: float
+    threads: int
+
+
 class VideoFiles(ClipDataset):
     """A dataset of segments of video files, of which a subclass names the segments and labels.
 
@@ -68,24 +79,27 @@ class VideoFiles(ClipDataset):
     bad, `TooManyBadVideos` is raised. In evaluation it is a sample of zeros with ``valid`` False.
     `bad_videos` knows them, whichever worker met them.
 
-    ``transform``: in training called with frames and a generator, see `TrainTransform`; in
-    evaluation with frames, see `ClipTransform`, which may give several crops. The views of a sample
-    are its clips, times those crops. Training with a `ClipTransform` of one crop draws nothing: its
-    clips are those of evaluation with one view. ``threads``: decoder threads of each worker.
+    Every dataset of video files takes these by name: ``sampling``, one clip over the whole segment
+    by default. ``transform``: in training called with frames and a generator, see `TrainTransform`;
+    in evaluation with frames, see `ClipTransform`, which may give several crops. The views of a
+    sample are its clips, times those crops. Training with a `ClipTransform` of one crop draws
+    nothing: its clips are those of evaluation with one view. ``threads``: decoder threads of each
+    worker.
     """
 
     def __init__(
         self,
         *,
-        sampling: ClipSampling,
-        transform: TrainTransform | ClipTransform | None,
-        training: bool,
-        seed: int,
-        bad_limit: float,
+        sampling: ClipSampling | None = None,
+        transform: TrainTransform | ClipTransform | None = None,
+        training: bool = True,
+        seed: int = 0,
+        bad_limit: float = 0.01,
         threads: int = 1,
     ) -> None:
         super().__init__(training=training, seed=seed)
         name = type(self).__name__
+        sampling = sampling or ClipSampling()
         if not 0 <= bad_limit <= 1:
             raise ValueError(f"{name}: bad_limit is {bad_limit}, expected 0 to 1")
         if transform is None:

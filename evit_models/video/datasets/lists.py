@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-
-from evit_models.video.augment import TrainTransform
-from evit_models.video.sampling import ClipSampling
-from evit_models.video.transform import ClipTransform
+from typing import TYPE_CHECKING
 
 from .base import DatasetError
-from .files import Segment, VideoFiles
+from .files import Segment, VideoFiles, VideoOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["VIDEO_SUFFIXES", "VideoFolder", "VideoList", "read_list"]
 
@@ -33,8 +33,8 @@ class VideoList(VideoFiles):
     quote in it is written twice. Paths are relative to ``root``, by default the list's folder.
     Labels are class numbers from 0, or names if ``class_names`` are given. Empty lines are skipped.
 
-    ``num_classes``: by default one more than the highest label, or the number of names. Further
-    arguments are those of `VideoFiles`.
+    ``num_classes``: by default one more than the highest label, or the number of names. Options
+    are those of `VideoFiles`.
 
     Raises: DatasetError, with the line, for a list that cannot be read so, for labels out of range,
     for a list without videos, and where none of the first videos exists.
@@ -47,21 +47,9 @@ class VideoList(VideoFiles):
         *,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
-        sampling: ClipSampling | None = None,
-        transform: TrainTransform | ClipTransform | None = None,
-        training: bool = True,
-        seed: int = 0,
-        bad_limit: float = 0.01,
-        threads: int = 1,
+        **options: Unpack[VideoOptions],
     ) -> None:
-        super().__init__(
-            sampling=sampling or ClipSampling(),
-            transform=transform,
-            training=training,
-            seed=seed,
-            bad_limit=bad_limit,
-            threads=threads,
-        )
+        super().__init__(**options)
         names = list(class_names) if class_names is not None else None
         if names is not None and num_classes is not None and num_classes != len(names):
             raise ValueError(
@@ -93,7 +81,7 @@ class VideoFolder(VideoFiles):
     Classes are the folders in ``root`` by name, or ``class_names`` in that order, so that splits
     agree. Files whose names do not end like videos are left out.
 
-    Further arguments are those of `VideoFiles`. Raises: DatasetError for no classes, for folders
+    Options are those of `VideoFiles`. Raises: DatasetError for no classes, for folders
     that ``class_names`` lacks, and for no videos at all.
     """
 
@@ -102,21 +90,9 @@ class VideoFolder(VideoFiles):
         root: str | PathLike[str],
         *,
         class_names: Sequence[str] | None = None,
-        sampling: ClipSampling | None = None,
-        transform: TrainTransform | ClipTransform | None = None,
-        training: bool = True,
-        seed: int = 0,
-        bad_limit: float = 0.01,
-        threads: int = 1,
+        **options: Unpack[VideoOptions],
     ) -> None:
-        super().__init__(
-            sampling=sampling or ClipSampling(),
-            transform=transform,
-            training=training,
-            seed=seed,
-            bad_limit=bad_limit,
-            threads=threads,
-        )
+        super().__init__(**options)
         self.root = Path(root)
         if not self.root.is_dir():
             raise DatasetError(root, "is no folder, expected one with a folder for every class")
