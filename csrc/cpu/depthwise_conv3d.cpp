@@ -13,24 +13,29 @@ using evit::DType;
 using evit::Status;
 using Problem = evit::DepthwiseConv3dProblem;
 
-// Weights as (slab, plane, k_h, k_w, L) in the accumulation type; mirrored along k_w where asked.
+// The weights of one slab as (plane, k_h, k_w, L) in the accumulation type; mirrored along k_w
+// where asked. Read in their order, channel by channel: what is written, not what is read, fits L1.
 template <class S>
 void pack_weights(const Problem& p, const Planes& planes, const S* weight, bool mirrored,
-                  Acc<S>* packed) {
+                  int64_t slab, Acc<S>* packed) {
   constexpr int L = kLanes<S>;
-  const int64_t kt = p.kernel[0], kh = p.kernel[1], kw = p.kernel[2];
-  for (int64_t slab = 0; slab < ceil_div(p.channels, L); ++slab)
-    for (int plane = 0; plane < planes.count(); ++plane)
-      for (int64_t h = 0; h < kh; ++h)
-        for (int64_t w = 0; w < kw; ++w, packed += L)
-          for (int lane = 0; lane < L; ++lane) {
-            const int64_t c = slab * L + lane;
-            Acc<S> sum = 0;
-            const S* source = weight + (c * kt * kh + h) * kw + (mirrored ? kw - 1 - w : w);
-            for (int t = planes.first(plane); c < p.channels && t <= planes.last(plane); ++t)
-              sum += load<1>(source + t * kh * kw)[0];
-            packed[lane] = sum;
-          }
+  const int64_t kt = p.kernel[0], kw = p.kernel[2], plane = p.kernel[1] * kw;
+  for (int lane = 0; lane < L; ++lane) {
+    const int64_t c = slab * L + lane;
+    const S* source = weight + c * kt * plane;
+    for (int64_t row = 0; row < kt * p.kernel[1]; ++row)
+      for (int64_t w = 0; w < kw; ++w)
+        packed[(row * kw + w) * L + lane] =
+            c < p.channels ? load<1>(source + row * kw + (mirrored ? kw - 1 - w : w))[0] : 0;
+  }
+  // Behind the planes of single taps those that are sums of them.
+  for (int i = static_cast<int>(kt); i < planes.count(); ++i)
+    for (int64_t j = 0; j < plane; ++j) {
+      Vector<Acc<S>, L> sum = {};
+      for (int t = planes.first(i); t <= planes.last(i); ++t)
+        sum += load<L>(packed + (t * plane + j) * L);
+      store<L>(packed + (i * plane + j) * L, sum);
+    }
 }
 
 // What a pass reads and writes; `transposed` is the data gradient.
@@ -67,7 +72,6 @@ class Convolution {
 
   Status run() {
     if (!time_.ok() || !height_.ok() || !weights_.ok() || !bias_.ok()) return {kNoMemory};
-    pack_weights(p_, planes_, pass_.weight, columns_.mirrored, weights_.data());
     for (int64_t c = 0; pass_.bias != nullptr && c < slabs_ * L; ++c)
       bias_[c] = c < p_.channels ? load<1>(pass_.bias + c)[0] : 0;
 
@@ -92,6 +96,10 @@ class Convolution {
       Buffer<Tap<Acc<S>>> taps(rows_ * time_.most_links(size_[0]) * height_.most_links(size_[1]));
       Buffer<TapList<Acc<S>>> lists(rows_);
       const bool ready = ring.ok() && taps.ok() && lists.ok();
+#pragma omp for schedule(static)
+      for (int64_t slab = 0; slab < slabs_; ++slab)
+        pack_weights(p_, planes_, pass_.weight, columns_.mirrored, slab,
+                     weights_.data() + slab * slab_weights_);
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < tasks; ++task) {
         // Channels are innermost: neighbours in memory are read at about the same time.
