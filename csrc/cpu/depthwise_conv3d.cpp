@@ -6,6 +6,7 @@
 #include "depthwise_conv3d_rows.h"
 #include "depthwise_conv3d_weight_gradient.h"
 #include "dispatch.h"
+#include "transpose.h"
 
 namespace {
 
@@ -14,19 +15,30 @@ using evit::Status;
 using Problem = evit::DepthwiseConv3dProblem;
 
 // The weights of one slab as (plane, k_h, k_w, L) in the accumulation type; mirrored along k_w
-// where asked. Read in their order, channel by channel: what is written, not what is read, fits L1.
+// where asked.
 template <class S>
 void pack_weights(const Problem& p, const Planes& planes, const S* weight, bool mirrored,
                   int64_t slab, Acc<S>* packed) {
   constexpr int L = kLanes<S>;
-  const int64_t kt = p.kernel[0], kw = p.kernel[2], plane = p.kernel[1] * kw;
-  for (int lane = 0; lane < L; ++lane) {
-    const int64_t c = slab * L + lane;
-    const S* source = weight + c * kt * plane;
-    for (int64_t row = 0; row < kt * p.kernel[1]; ++row)
-      for (int64_t w = 0; w < kw; ++w)
-        packed[(row * kw + w) * L + lane] =
-            c < p.channels ? load<1>(source + row * kw + (mirrored ? kw - 1 - w : w))[0] : 0;
+  const int64_t kt = p.kernel[0], kw = p.kernel[2], plane = p.kernel[1] * kw, taps = kt * plane;
+  const S* source = weight + slab * L * taps;
+  const int64_t channels = smaller(L, p.channels - slab * L);
+  const auto place = [&](int64_t tap) {
+    return (mirrored ? tap + kw - 1 - 2 * (tap % kw) : tap) * L;
+  };
+  if (channels == L && taps >= L) {
+    for (int64_t first = 0; first < taps; first += L) {
+      const int64_t from = smaller(first, taps - L);
+      Vector<Acc<S>, L> rows[L];
+      EVIT_UNROLL
+      for (int i = 0; i < L; ++i) rows[i] = load<L>(source + i * taps + from);
+      transpose<Acc<S>, L>(rows);
+      for (int i = 0; i < L; ++i) store<L>(packed + place(from + i), rows[i]);
+    }
+  } else {
+    for (int lane = 0; lane < L; ++lane)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        packed[place(tap) + lane] = lane < channels ? load<1>(source + lane * taps + tap)[0] : 0;
   }
   // Behind the planes of single taps those that are sums of them.
   for (int i = static_cast<int>(kt); i < planes.count(); ++i)
@@ -93,7 +105,9 @@ class Convolution {
 #pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
     {
       FrameRing<S> ring(slots_, source_rows, source_size_[2], columns_.left, columns_.right, group);
-      Buffer<Tap<Acc<S>>> taps(rows_ * time_.most_links(size_[0]) * height_.most_links(size_[1]));
+      // First the frames that a destination frame reads, then their rows.
+      Buffer<Tap<Acc<S>>> taps(time_.most_links(size_[0]) *
+                               (1 + rows_ * height_.most_links(size_[1])));
       Buffer<TapList<Acc<S>>> lists(rows_);
       const bool ready = ring.ok() && taps.ok() && lists.ok();
 #pragma omp for schedule(static)
@@ -145,12 +159,15 @@ class Convolution {
 
     for (int64_t t = t0; t < smaller(t0 + frames_, size_[0]); ++t) {
       Tap<Acc<S>>* next = taps;
+      for (const Link* f = time_.begin(t); f != time_.end(t); ++f)
+        *next++ = {ring.frame(f->source), weights + planes_.of(*f) * p_.kernel[1] * row_weights};
+      const TapList<Acc<S>> frames = {taps, static_cast<int>(next - taps)};
       for (int64_t h = 0; h < rows; ++h) {
         lists[h].taps = next;
-        for (const Link* f = time_.begin(t); f != time_.end(t); ++f)
+        for (int f = 0; f < frames.count; ++f)
           for (const Link* r = height_.begin(h0 + h); r != height_.end(h0 + h); ++r)
-            *next++ = {ring.row(f->source, r->source),
-                       weights + (planes_.of(*f) * p_.kernel[1] + r->first) * row_weights};
+            *next++ = {frames.taps[f].row + (r->source - first) * ring.row_stride(),
+                       frames.taps[f].weight + r->first * row_weights};
         lists[h].count = static_cast<int>(next - lists[h].taps);
       }
       const int64_t upcoming =

@@ -54,7 +54,6 @@ class FrameRing {
              int64_t channels) {
     source_ = source + first_row * strides[2];
     strides_ = strides;
-    first_row_ = first_row;
     count_ = count;
     channels_ = channels;
     for (int64_t i = 0; i < slots_; ++i) frame_of_[i] = -1;
@@ -63,13 +62,16 @@ class FrameRing {
   bool holds(int64_t frame) const { return frame_of_[frame % slots_] == frame; }
   const S* source(int64_t frame) const { return source_ + frame * strides_[1]; }
 
-  // The first column (after the zeros on the left) of a row of a frame, first slab; reads it if
-  // need be.
-  const Acc<S>* row(int64_t frame, int64_t row) {
+  // The first column (after the zeros on the left) of the first row of a frame, first slab; reads
+  // the frame if need be.
+  const Acc<S>* frame(int64_t frame) {
     const int64_t slot = frame % slots_;
     if (frame_of_[slot] != frame) fill(slot, frame);
-    return data_.data() + (slot * rows_ + row - first_row_) * row_stride_ + left_ * L;
+    return data_.data() + slot * rows_ * row_stride_ + left_ * L;
   }
+
+  // Elements from a row to the next.
+  int64_t row_stride() const { return row_stride_; }
 
  private:
   void fill(int64_t slot, int64_t frame) {
@@ -110,7 +112,7 @@ class FrameRing {
   Buffer<Acc<S>> data_;
   const S* source_ = nullptr;
   const int64_t* strides_ = nullptr;
-  int64_t first_row_ = 0, count_ = 0, channels_ = 0;
+  int64_t count_ = 0, channels_ = 0;
 };
 
 }  // namespace

@@ -62,10 +62,11 @@ class WeightGradient {
         else
           failed = true;
       }
+#pragma omp for schedule(static)
+      for (int64_t slab = 0; slab < slabs_; ++slab)
+        if (!failed) combine(slab, partials, grad_weight, grad_bias);
     }
-    if (failed) return {kNoMemory};
-    for (int64_t slab = 0; slab < slabs_; ++slab) combine(slab, partials, grad_weight, grad_bias);
-    return {};
+    return {failed ? kNoMemory : nullptr};
   }
 
  private:
@@ -110,16 +111,19 @@ class WeightGradient {
       inputs.start(input + n * p_.in_strides[0] + slab * L, p_.in_strides, first,
                    larger(0, last - first + 1), channels);
       for (int64_t t = 0; t < p_.out[0]; ++t) {
-        for (int64_t h = 0; h < job.rows; ++h) rows[h] = grads.row(t, h0 + h);
+        const Acc<S>* frame_of_grads = grads.frame(t);
+        for (int64_t h = 0; h < job.rows; ++h) rows[h] = frame_of_grads + h * grads.row_stride();
         for (int64_t c = 0; want_bias && c < channels; c += L) {
           job.grad_offset = c / L * grads.slab_stride();
           add_bias(job, sums + c / L * slab_sums + taps_ * L);
         }
         for (const Link* f = time_.begin(t); want_weight && f != time_.end(t); ++f) {
+          const Acc<S>* frame_of_inputs = inputs.frame(f->source);
           for (int64_t i = 0; i < job.rows * p_.kernel[1]; ++i) rows[rows_ + i] = nullptr;
           for (int64_t h = 0; h < job.rows; ++h)
             for (const Link* r = height_.begin(h0 + h); r != height_.end(h0 + h); ++r)
-              rows[rows_ + h * p_.kernel[1] + r->first] = inputs.row(f->source, r->source);
+              rows[rows_ + h * p_.kernel[1] + r->first] =
+                  frame_of_inputs + (r->source - first) * inputs.row_stride();
           for (int64_t c = 0; c < channels; c += L) {
             job.grad_offset = c / L * grads.slab_stride();
             job.input_offset = c / L * inputs.slab_stride();
@@ -146,19 +150,23 @@ class WeightGradient {
       const Acc<S>* more = partial(partials, split, slab);
       for (int64_t i = 0; i < (taps_ + 1) * L; ++i) sums[i] += more[i];
     }
-    for (int64_t lane = 0; lane < smaller(L, p_.channels - slab * L); ++lane) {
-      const int64_t c = slab * L + lane;
-      if (grad_bias != nullptr) store<1>(grad_bias + c, Vector<Acc<S>, 1>{sums[taps_ * L + lane]});
-      for (int64_t t = 0; grad_weight != nullptr && t < p_.kernel[0]; ++t)
-        for (int64_t tap = 0; tap < plane_taps_; ++tap) {
-          Acc<S> sum = 0;
-          for (int plane = 0; plane < planes_.count(); ++plane)
-            if (planes_.first(plane) <= t && t <= planes_.last(plane))
-              sum += sums[(plane * plane_taps_ + tap) * L + lane];
-          store<1>(grad_weight + (c * p_.kernel[0] + t) * plane_taps_ + tap,
-                   Vector<Acc<S>, 1>{sum});
-        }
-    }
+    const int64_t channels = smaller(L, p_.channels - slab * L);
+    // One vector of sums to its channels, which lie `stride` apart.
+    const auto spread = [&](V sum, S* to, int64_t stride) {
+      for (int64_t lane = 0; lane < channels; ++lane)
+        store<1>(to + lane * stride, Vector<Acc<S>, 1>{sum[lane]});
+    };
+    if (grad_bias != nullptr) spread(load<L>(sums + taps_ * L), grad_bias + slab * L, 1);
+    if (grad_weight == nullptr) return;
+    const int64_t weights = p_.kernel[0] * plane_taps_;
+    for (int64_t t = 0; t < p_.kernel[0]; ++t)
+      for (int64_t tap = 0; tap < plane_taps_; ++tap) {
+        V sum = {};
+        for (int plane = 0; plane < planes_.count(); ++plane)
+          if (planes_.first(plane) <= t && t <= planes_.last(plane))
+            sum += load<L>(sums + (plane * plane_taps_ + tap) * L);
+        spread(sum, grad_weight + slab * L * weights + t * plane_taps_ + tap, weights);
+      }
   }
 
   const evit::DepthwiseConv3dProblem& p_;
