@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,6 +109,8 @@ def ranks(device: str = "cpu", timeout: float = 600.0) -> Iterator[Ranks]:
     if world == 1:
         yield Ranks(device=torch.device(device))
         return
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with(os.getppid())
     place = torch.device(device)
     if place.type == "cuda":
         local = int(os.environ["LOCAL_RANK"])
@@ -122,6 +127,21 @@ def ranks(device: str = "cpu", timeout: float = 600.0) -> Iterator[Ranks]:
     yield Ranks(dist.get_rank(), dist.get_world_size(), place)
     # After an error the others may still wait for this process: only leaving ends that.
     dist.destroy_process_group()
+
+
+def _end_with(launcher: int) -> None:
+    """Ends this process soon after the one that launched it, however that ended.
+
+    A torchrun that is killed leaves its processes behind: they would go on writing where the same
+    command, given again, writes too.
+    """
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="watches the launcher", daemon=True).start()
 
 
 def restart_warning() -> str | None:

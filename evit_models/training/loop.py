@@ -125,29 +125,34 @@ class Trainer:
 
         Raises:
             TrainingError: the run cannot go on; says why and names the last good checkpoint.
+            ConfigError: another process is training in the folder, or the checkpoint in it was made
+                from other data or by another number of processes.
         """
-        self.log = RunLog(
-            self.run_folder.path if self.ranks.first else None, tensorboard=self.config.tensorboard
-        )
-        self._resume()
+        with self.run_folder.held():
+            self.log = RunLog(
+                self.run_folder.path if self.ranks.first else None,
+                tensorboard=self.config.tensorboard,
+            )
+            self._resume()
+            try:
+                return self._train()
+            finally:
+                self.log.close()
+
+    def _train(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        try:
-            if self.config.cache:
-                self._fill_cache()
-            # An epoch's last checkpoint stands before its evaluation, which is then made again.
-            first = max(0, self.step - 1) // self.steps_per_epoch
-            for epoch in range(first, self.config.epochs):
-                with reading(self.config, self.run_folder.safe):
-                    self._train_epoch(epoch)
-                last = epoch + 1 == self.config.epochs
-                if self.eval_set is not None and (
-                    last or (epoch + 1) % self.config.eval_epochs == 0
-                ):
-                    result = self._evaluate(epoch)
-            self.run_folder.finish(self._shown_weights(), result)
-            self.log.write("end", step=self.step, skipped=self.skipped)
-        finally:
-            self.log.close()
+        if self.config.cache:
+            self._fill_cache()
+        # An epoch's last checkpoint stands before its evaluation, which is then made again.
+        first = max(0, self.step - 1) // self.steps_per_epoch
+        for epoch in range(first, self.config.epochs):
+            with reading(self.config, self.run_folder.safe):
+                self._train_epoch(epoch)
+            last = epoch + 1 == self.config.epochs
+            if self.eval_set is not None and (last or (epoch + 1) % self.config.eval_epochs == 0):
+                result = self._evaluate(epoch)
+        self.run_folder.finish(self._shown_weights(), result)
+        self.log.write("end", step=self.step, skipped=self.skipped)
         return result
 
     def _train_epoch(self, epoch: int) -> None:

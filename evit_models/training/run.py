@@ -7,8 +7,12 @@ so far) and, at the end, in ``model.safetensors`` with ``config.json``; ``curves
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +34,9 @@ if TYPE_CHECKING:
     from evit_models.efficientvit3d import EfficientViT3D
     from evit_models.video.datasets import ClipDataset
 
+# What a killed run started, readers of videos for example, may live on for some seconds.
+PATIENCE = 30.0
+
 CHECKPOINTS, BEST, RESULT_FILE, CURVES_FILE = "checkpoints", "best", "result.json", "curves.png"
 
 
@@ -46,6 +53,23 @@ class RunFolder:
         problem = self._claim() if ranks.first else None
         if problem := ranks.from_first(problem):
             raise ConfigError(problem)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps other runs out of the folder; the end of the process, of whatever kind, lets go.
+
+        Raises:
+            ConfigError: another run is in the folder, and stays there.
+        """
+        handle = os.open(self.path, os.O_RDONLY) if self.ranks.first else None
+        try:
+            problem = self._lock(handle) if handle is not None else None
+            if problem := self.ranks.from_first(problem):
+                raise ConfigError(problem)
+            yield
+        finally:
+            if handle is not None:
+                os.close(handle)
 
     def describe(self, model: EfficientViT3D, train_set: ClipDataset, heads: Heads) -> None:
         """Gives a model what must stand in its files: classes, and the clips it knows."""
@@ -125,6 +149,23 @@ class RunFolder:
             raise TrainingError(
                 f"cannot write weights to {folder}: {error.strerror}; {self.safe()}"
             ) from error
+
+    def _lock(self, handle: int) -> str | None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.1)
+                    continue
+                return (
+                    f"output: another process is training in {self.path}. Wait for it, or give "
+                    "another folder"
+                )
+            except OSError:
+                return None  # a file system without locks
+            return None
 
     def _claim(self) -> str | None:
         """Writes the configuration, or returns why this run cannot be in this folder."""

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,21 @@ def test_two_processes_at_once(pair: Path, tmp_path: Path) -> None:
     assert_same_run(folder, pair)
 
 
+def test_processes_end_with_their_launcher(pair: Path, tmp_path: Path) -> None:
+    """Else they would go on beside those that the same command starts again."""
+    folder = tmp_path / "run"
+    process = start(command(folder, processes=2, batch_size=3))
+    wait_until(process, lambda: len(losses(folder)) >= 3)
+    ranks = descendants(process.pid)
+    process.kill()
+    again = start(command(folder, processes=2, batch_size=3))
+    process.communicate()
+    assert not any(lives(rank) for rank in ranks)
+    out = finish(again)
+    assert "Goes on from step" in out
+    assert_same_run(folder, pair)
+
+
 def test_one_of_two_processes_is_restarted(pair: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(command(folder, processes=2, batch_size=3, restarts=2), **OWN_STORE)
@@ -102,8 +118,30 @@ def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool]) -> Non
     try:
         wait_until(process, moment)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        # First it, who might start others; processes of torchrun are in groups of their own.
+        family = [process.pid, *descendants(process.pid)]
+        for member in family:
+            with suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
         process.communicate()
+    assert not any(lives(member) for member in family)
+
+
+def descendants(process: int) -> list[int]:
+    """The process ids of all that a process started, and they in turn."""
+    try:
+        found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [one for child in map(int, found) for one in (child, *descendants(child))]
+
+
+def lives(process: int) -> bool:
+    """Whether a process runs: one that ended may still wait to be asked how."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def a_rank(process: subprocess.Popen[str], rank: int) -> int:

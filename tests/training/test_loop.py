@@ -11,7 +11,7 @@ import torch
 from runs import STEPS, losses, same_state, tiny, trainer, weights
 
 from evit_models import create_model, load_model
-from evit_models.training import ConfigError, Trainer, TrainingError, load_config
+from evit_models.training import ConfigError, Trainer, TrainingError, load_config, run
 from evit_models.training.checkpointing import checkpoints, load_state
 from evit_models.training.logging import read_log
 from evit_models.video.datasets import DummyClips, MotionClips, Sample
@@ -201,6 +201,18 @@ def test_another_run_is_not_continued(
     trainer(tmp_path, tiny(epochs=1)).run()
     with pytest.raises(ConfigError, match=words):
         trainer(tmp_path, tiny(**{"epochs": 1, **overrides}))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "PATIENCE", 0.3)
+    trainer(tmp_path, tiny(epochs=1)).run()
+    other = trainer(tmp_path, tiny(epochs=1))
+    with (
+        trainer(tmp_path, tiny(epochs=1)).run_folder.held(),
+        pytest.raises(ConfigError, match=f"another process is training in {tmp_path}"),
+    ):
+        other.run()
+    other.run()
 
 
 def test_other_data_is_not_continued(tmp_path: Path) -> None:
