@@ -96,28 +96,30 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     A* sums = partials + w.offset(task, head, task.split);
     const S* key = at<const S>(source.k, task, head, token);
-    if (w.width == w.padded && tokens % 4 == 0 && !w.streamed) {
+    const auto fetch = [&] {
+      next_keys.line();
+      next_values.line();
+    };
+    next_keys.allow(tokens);
+    next_values.allow(tokens);
+    if (w.width == w.padded && tokens % 4 == 0) {
       pack_positive(key, source.k.token_stride, tokens, w.width, keys, sums + w.width * w.padded);
     } else {
       pack(key, source.k.token_stride, tokens, w.width, w.padded, keys,
-           [&](auto x, int64_t, int64_t c) {
-             next_keys.advance(c);
-             next_values.advance(c);
-             return relu(x);
-           });
+           [](auto x, int64_t, int64_t) { return relu(x); });
       add_token_sums<A>(keys, nullptr, whole_tokens(tokens), w.padded, sums + w.width * w.padded);
     }
     const S* value = at<const S>(source.v, task, head, token);
     if constexpr (sizeof(S) == sizeof(A)) {
       if (w.width == w.padded) {
         const Steps in_place = {source.v.token_stride, kLanes<A>};
-        add_outer<A>(keys, value, in_place, tokens, w.width, w.padded, sums);
+        add_outer<A>(keys, value, in_place, tokens, w.width, w.padded, sums, fetch);
         return;
       }
     }
     pack(value, source.v.token_stride, tokens, w.width, w.padded, values,
          [](auto x, int64_t, int64_t) { return x; });
-    add_outer<A>(keys, values, kBlockSteps<A>, tokens, w.width, w.padded, sums);
+    add_outer<A>(keys, values, kBlockSteps<A>, tokens, w.width, w.padded, sums, fetch);
   });
 }
 
@@ -133,18 +135,18 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
     const A* matrix = totals + w.offset(task, head, 0);
     const int64_t whole = whole_tokens(tokens);
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
-         queries, [&](auto x, int64_t, int64_t c) {
-           next_queries.advance(c);
-           return relu(x);
-         });
+         queries, [](auto x, int64_t, int64_t) { return relu(x); });
+    next_queries.allow(tokens);
+    const auto fetch = [&] { next_queries.line(); };
     normalise<A>(w, queries, matrix + w.width * w.padded, whole, n);
     S* output = at<S>(source.output, task, head, token);
     if (w.width == w.padded && whole == tokens && !n.scaled) {
-      multiply_into<S>(queries, matrix, tokens, w.width, output, source.output.token_stride,
-                       [&](auto x, int64_t t) { return x * n.inverse[t]; });
+      multiply_into<S>(
+          queries, matrix, tokens, w.width, output, source.output.token_stride,
+          [&](auto x, int64_t t) { return x * n.inverse[t]; }, fetch);
       return;
     }
-    multiply<A>(queries, matrix, whole, w.width, w.padded, products);
+    multiply<A>(queries, matrix, whole, w.width, w.padded, products, fetch);
     unpack(products, tokens, w.width, output, source.output.token_stride,
            [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
   });
@@ -225,19 +227,19 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
     const A* matrix = turned + w.offset(task, head, 0);
     const A* z = matrix + w.width * w.padded;
     const int64_t whole = whole_tokens(tokens);
+    next_queries.allow(tokens);
+    next_grads.allow(tokens);
+    const auto fetch = [&] {
+      next_queries.line();
+      next_grads.line();
+    };
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
-         queries, [&](auto x, int64_t, int64_t c) {
-           next_queries.advance(c);
-           return relu(x);
-         });
+         queries, [&](auto x, int64_t, int64_t c) { return relu(x); });
     normalise<A>(w, queries, z, whole, n);
     pack(at<const S>(source.output, task, head, token), source.output.token_stride, tokens, w.width,
-         w.padded, grads, [&](auto x, int64_t t, int64_t c) {
-           next_grads.advance(c);
-           return n.divide(x, t);
-         });
+         w.padded, grads, [&](auto x, int64_t t, int64_t c) { return n.divide(x, t); });
     if (wants_u) {
-      multiply<A>(grads, matrix, whole, w.width, w.padded, products);
+      multiply<A>(grads, matrix, whole, w.width, w.padded, products, fetch);
       for (int64_t c = w.width; c < w.padded; ++c)
         for (int64_t t = 0; t < tokens; ++t) products[position<A>(t, c)] = 0;
       inner_products<A>(queries, products, kBlockSteps<A>, whole, w.padded, slope);
@@ -257,7 +259,7 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
              });
     if (!wants_keys(source)) return;
     A* sums = partials + w.offset(task, head, task.split);
-    add_outer<A>(queries, grads, kBlockSteps<A>, tokens, w.width, w.padded, sums);
+    add_outer<A>(queries, grads, kBlockSteps<A>, tokens, w.width, w.padded, sums, fetch);
     if (wants_u) add_token_sums<A>(queries, slope, whole, w.padded, sums + w.width * w.padded);
   });
 }
@@ -275,18 +277,20 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
   Ahead<S> next_keys(w, source.k, task), next_values(w, source.v, task);
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     const int64_t whole = whole_tokens(tokens);
+    next_keys.allow(tokens);
+    next_values.allow(tokens);
+    const auto fetch = [&] {
+      next_keys.line();
+      next_values.line();
+    };
     pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
-         keys, [&](auto x, int64_t, int64_t c) {
-           next_keys.advance(c);
-           next_values.advance(c);
-           return relu(x);
-         });
+         keys, [&](auto x, int64_t, int64_t c) { return relu(x); });
     if (source.grad_k.data != nullptr) {
       const A* matrix = turned + w.offset(task, head, 0);
       const A* slope = matrix + w.width * w.padded;
       pack(at<const S>(source.v, task, head, token), source.v.token_stride, tokens, w.width,
            w.padded, values, [](auto x, int64_t, int64_t) { return x; });
-      multiply<A>(values, matrix, whole, w.width, w.padded, products);
+      multiply<A>(values, matrix, whole, w.width, w.padded, products, fetch);
       unpack(products, tokens, w.width, at<S>(source.grad_k, task, head, token),
              source.grad_k.token_stride, [&](auto x, int64_t t, int64_t c) {
                constexpr int l = sizeof(x) / sizeof(A);
@@ -294,7 +298,8 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
              });
     }
     if (source.grad_v.data != nullptr) {
-      multiply<A>(keys, totals + w.offset(task, head, 0), whole, w.width, w.padded, products);
+      multiply<A>(keys, totals + w.offset(task, head, 0), whole, w.width, w.padded, products,
+                  fetch);
       unpack(products, tokens, w.width, at<S>(source.grad_v, task, head, token),
              source.grad_v.token_stride, [](auto x, int64_t, int64_t) { return x; });
     }

@@ -219,13 +219,14 @@ EVIT_INLINE void add_token_sums(const A* block, const A* factor, int64_t tokens,
 // sums[i][j] += sum over tokens of a[t][i] b[t][j], for R rows and C vectors of columns. Starts
 // from zero and adds once at the end: sums over blocks are shorter, and their rounding errors
 // smaller.
-template <class A, int R, int C>
+template <class A, int R, int C, class F>
 EVIT_INLINE void outer_tile(const A* a, const A* b, Steps b_steps, int64_t tokens, A* sums,
-                            int64_t padded) {
+                            int64_t padded, F&& between) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   V tile[R][C] = {};
   for (int64_t t = 0; t < tokens; ++t) {
+    between();
     V right[C];
     EVIT_UNROLL
     for (int c = 0; c < C; ++c) right[c] = load<L>(b + t * b_steps.token + c * b_steps.vector);
@@ -245,16 +246,18 @@ EVIT_INLINE void outer_tile(const A* a, const A* b, Steps b_steps, int64_t token
   }
 }
 
-template <class A, int C>
+template <class A, int C, class F>
 EVIT_INLINE void outer_columns(const A* a, const A* b, Steps b_steps, int64_t tokens, int64_t width,
-                               A* sums, int64_t padded) {
+                               A* sums, int64_t padded, F&& between) {
   constexpr int L = kLanes<A>;
   constexpr int R = kTileSums / C < L ? kTileSums / C : L;  // divides a panel
   int64_t i = 0;
   for (; i + R <= width; i += R)
-    outer_tile<A, R, C>(a + position<A>(0, i), b, b_steps, tokens, sums + i * padded, padded);
+    outer_tile<A, R, C>(a + position<A>(0, i), b, b_steps, tokens, sums + i * padded, padded,
+                        between);
   for (; i < width; ++i)
-    outer_tile<A, 1, C>(a + position<A>(0, i), b, b_steps, tokens, sums + i * padded, padded);
+    outer_tile<A, 1, C>(a + position<A>(0, i), b, b_steps, tokens, sums + i * padded, padded,
+                        between);
 }
 
 // Calls f(Width<C>{}, vector) over [0, vectors) with the widest tiles that fit.
@@ -267,20 +270,21 @@ EVIT_INLINE void for_each_columns(int64_t vectors, F&& f) {
   if (v < vectors) f(Width<1>{}, v);
 }
 
-// sums (width x padded) += a^T b.
-template <class A>
-void add_outer(const A* a, const A* b, Steps b_steps, int64_t tokens, int64_t width, int64_t padded,
-               A* sums) {
+// sums (width x padded) += a^T b; calls between() again and again.
+template <class A, class F>
+EVIT_INLINE void add_outer(const A* a, const A* b, Steps b_steps, int64_t tokens, int64_t width,
+                           int64_t padded, A* sums, F&& between) {
   for_each_columns<A>(padded / kLanes<A>, [&](auto columns, int64_t v) {
     outer_columns<A, columns.value>(a, b + v * b_steps.vector, b_steps, tokens, width,
-                                    sums + v * kLanes<A>, padded);
+                                    sums + v * kLanes<A>, padded, between);
   });
 }
 
 // T tokens and C vectors of columns of the product of a block and a matrix; put(vector, r, c) takes
 // the result of the r-th token, c-th vector of columns.
-template <class A, int T, int C, class F>
-EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_t padded, F&& put) {
+template <class A, int T, int C, class F, class G>
+EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_t padded, F&& put,
+                              G&& between) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   V tile[T][C] = {};
@@ -288,6 +292,7 @@ EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_
     const A* left = a + position<A>(0, i0);
     const int64_t end = smaller(L, width - i0);
     for (int64_t i = 0; i < end; ++i) {
+      between();
       V right[C];
       EVIT_UNROLL
       for (int c = 0; c < C; ++c) right[c] = load<L>(matrix + (i0 + i) * padded + c * L);
@@ -306,26 +311,27 @@ EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_
 }
 
 // out = a matrix, for blocks `a` and `out` and a matrix of `width` rows; whole multiples of tokens.
-template <class A>
-void multiply(const A* a, const A* matrix, int64_t tokens, int64_t width, int64_t padded, A* out) {
+template <class A, class G>
+EVIT_INLINE void multiply(const A* a, const A* matrix, int64_t tokens, int64_t width,
+                          int64_t padded, A* out, G&& between) {
   constexpr int L = kLanes<A>;
   for_each_columns<A>(padded / L, [&](auto columns, int64_t v) {
     constexpr int C = columns.value;
     constexpr int T = kTileSums / C;
     for (int64_t t = 0; t < tokens; t += T) {
       A* target = out + v * kPanel<A> + t * L;
-      product_tile<A, T, C>(a + t * L, matrix + v * L, width, padded, [&](auto x, int r, int c) {
-        store<L>(target + c * kPanel<A> + r * L, x);
-      });
+      product_tile<A, T, C>(
+          a + t * L, matrix + v * L, width, padded,
+          [&](auto x, int r, int c) { store<L>(target + c * kPanel<A> + r * L, x); }, between);
     }
   });
 }
 
 // The same into rows of a tensor, of `tokens` tokens in whole tiles, of whole vectors; op(vector,
 // token) transforms on the way.
-template <class S, class F>
+template <class S, class F, class G>
 EVIT_INLINE void multiply_into(const Acc<S>* a, const Acc<S>* matrix, int64_t tokens, int64_t width,
-                               S* destination, int64_t stride, F&& op) {
+                               S* destination, int64_t stride, F&& op, G&& between) {
   using A = Acc<S>;
   constexpr int L = kLanes<A>;
   for_each_columns<A>(width / L, [&](auto columns, int64_t v) {
@@ -333,9 +339,10 @@ EVIT_INLINE void multiply_into(const Acc<S>* a, const Acc<S>* matrix, int64_t to
     constexpr int T = kTileSums / C;
     for (int64_t t = 0; t < tokens; t += T) {
       S* target = destination + t * stride + v * L;
-      product_tile<A, T, C>(a + t * L, matrix + v * L, width, width, [&](auto x, int r, int c) {
-        store<L>(target + r * stride + c * L, op(x, t + r));
-      });
+      product_tile<A, T, C>(
+          a + t * L, matrix + v * L, width, width,
+          [&](auto x, int r, int c) { store<L>(target + r * stride + c * L, op(x, t + r)); },
+          between);
     }
   });
 }
