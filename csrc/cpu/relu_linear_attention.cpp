@@ -92,16 +92,17 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   A* keys = scratch;
   A* values = scratch + w.block;
   clear(partials + w.offset(task, 0, task.split), task.group->count * w.matrix);
-  Ahead<S> next_keys(w, source.k, task), next_values(w, source.v, task);
+  Ahead<S> next_keys(w, source.k, task, &source.v), next_values(w, source.v, task);
+  const bool together = Ahead<S>::follows(w, source.k, source.v);
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     A* sums = partials + w.offset(task, head, task.split);
     const S* key = at<const S>(source.k, task, head, token);
     const auto fetch = [&] {
-      next_keys.line();
-      next_values.line();
+      next_keys.fetch();
+      next_values.fetch();
     };
     next_keys.allow(tokens);
-    next_values.allow(tokens);
+    if (!together) next_values.allow(tokens);
     if (w.width == w.padded && tokens % 4 == 0) {
       pack_positive(key, source.k.token_stride, tokens, w.width, keys, sums + w.width * w.padded);
     } else {
@@ -130,6 +131,7 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
   A* queries = scratch;
   A* products = scratch + w.block;
   Normalisers<A> n;
+  [[maybe_unused]] const bool past = w.past && fills_lines<S>(source.output);
   Ahead<S> next_queries(w, source.q, task);
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     const A* matrix = totals + w.offset(task, head, 0);
@@ -137,13 +139,18 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
          queries, [](auto x, int64_t, int64_t) { return relu(x); });
     next_queries.allow(tokens);
-    const auto fetch = [&] { next_queries.line(); };
+    const auto fetch = [&] { next_queries.fetch(); };
     normalise<A>(w, queries, matrix + w.width * w.padded, whole, n);
     S* output = at<S>(source.output, task, head, token);
     if (w.width == w.padded && whole == tokens && !n.scaled) {
-      multiply_into<S>(
-          queries, matrix, tokens, w.width, output, source.output.token_stride,
-          [&](auto x, int64_t t) { return x * n.inverse[t]; }, fetch);
+      const auto divided = [&](auto x, int64_t t) { return x * n.inverse[t]; };
+      const int64_t stride = source.output.token_stride;
+      if constexpr (kStoresPast<S, kLanes<A>>)
+        if (past) {
+          multiply_into<true>(queries, matrix, tokens, w.width, output, stride, divided, fetch);
+          return;
+        }
+      multiply_into<false>(queries, matrix, tokens, w.width, output, stride, divided, fetch);
       return;
     }
     multiply<A>(queries, matrix, whole, w.width, w.padded, products, fetch);
@@ -189,6 +196,7 @@ Status forward_as(const Problem& p, void* state) {
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < w.tasks(); ++task)
       if (scratch.ok()) attend<S>(w, w.task(task), scratch.data(), totals);
+    fence();
   }
   return failed ? Status{"out of memory for blocks of attention"} : Status{};
 }
@@ -230,8 +238,8 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
     next_queries.allow(tokens);
     next_grads.allow(tokens);
     const auto fetch = [&] {
-      next_queries.line();
-      next_grads.line();
+      next_queries.fetch();
+      next_grads.fetch();
     };
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
          queries, [&](auto x, int64_t, int64_t c) { return relu(x); });
@@ -280,8 +288,8 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
     next_keys.allow(tokens);
     next_values.allow(tokens);
     const auto fetch = [&] {
-      next_keys.line();
-      next_values.line();
+      next_keys.fetch();
+      next_values.fetch();
     };
     pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
          keys, [&](auto x, int64_t, int64_t c) { return relu(x); });

@@ -216,17 +216,29 @@ EVIT_INLINE void add_token_sums(const A* block, const A* factor, int64_t tokens,
 
 // ---- products of blocks and matrices ----
 
+// Which steps of a loop are interrupted: from `first` on one in `every`.
+struct Turns {
+  int64_t first;
+  int64_t every;
+
+  EVIT_INLINE bool now(int64_t step) {
+    if (step != first) return false;
+    first += every;
+    return true;
+  }
+};
+
 // sums[i][j] += sum over tokens of a[t][i] b[t][j], for R rows and C vectors of columns. Starts
 // from zero and adds once at the end: sums over blocks are shorter, and their rounding errors
 // smaller.
 template <class A, int R, int C, class F>
 EVIT_INLINE void outer_tile(const A* a, const A* b, Steps b_steps, int64_t tokens, A* sums,
-                            int64_t padded, F&& between) {
+                            int64_t padded, Turns turns, F&& between) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   V tile[R][C] = {};
   for (int64_t t = 0; t < tokens; ++t) {
-    between();
+    if (turns.now(t)) between();
     V right[C];
     EVIT_UNROLL
     for (int c = 0; c < C; ++c) right[c] = load<L>(b + t * b_steps.token + c * b_steps.vector);
@@ -251,13 +263,14 @@ EVIT_INLINE void outer_columns(const A* a, const A* b, Steps b_steps, int64_t to
                                A* sums, int64_t padded, F&& between) {
   constexpr int L = kLanes<A>;
   constexpr int R = kTileSums / C < L ? kTileSums / C : L;  // divides a panel
+  const int64_t tiles = width / R;
   int64_t i = 0;
   for (; i + R <= width; i += R)
     outer_tile<A, R, C>(a + position<A>(0, i), b, b_steps, tokens, sums + i * padded, padded,
-                        between);
+                        {i / R, tiles}, between);
   for (; i < width; ++i)
     outer_tile<A, 1, C>(a + position<A>(0, i), b, b_steps, tokens, sums + i * padded, padded,
-                        between);
+                        {tiles == 0 ? i : tokens, width}, between);
 }
 
 // Calls f(Width<C>{}, vector) over [0, vectors) with the widest tiles that fit.
@@ -270,7 +283,7 @@ EVIT_INLINE void for_each_columns(int64_t vectors, F&& f) {
   if (v < vectors) f(Width<1>{}, v);
 }
 
-// sums (width x padded) += a^T b; calls between() again and again.
+// sums (width x padded) += a^T b; calls between() about once a token.
 template <class A, class F>
 EVIT_INLINE void add_outer(const A* a, const A* b, Steps b_steps, int64_t tokens, int64_t width,
                            int64_t padded, A* sums, F&& between) {
@@ -288,11 +301,12 @@ EVIT_INLINE void product_tile(const A* a, const A* matrix, int64_t width, int64_
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   V tile[T][C] = {};
+  Turns turns = {0, larger(1, width / T)};
   for (int64_t i0 = 0; i0 < width; i0 += L) {
     const A* left = a + position<A>(0, i0);
     const int64_t end = smaller(L, width - i0);
     for (int64_t i = 0; i < end; ++i) {
-      between();
+      if (turns.now(i0 + i)) between();
       V right[C];
       EVIT_UNROLL
       for (int c = 0; c < C; ++c) right[c] = load<L>(matrix + (i0 + i) * padded + c * L);
@@ -328,8 +342,8 @@ EVIT_INLINE void multiply(const A* a, const A* matrix, int64_t tokens, int64_t w
 }
 
 // The same into rows of a tensor, of `tokens` tokens in whole tiles, of whole vectors; op(vector,
-// token) transforms on the way.
-template <class S, class F, class G>
+// token) transforms on the way. Past: stores go past the caches.
+template <bool Past, class S, class F, class G>
 EVIT_INLINE void multiply_into(const Acc<S>* a, const Acc<S>* matrix, int64_t tokens, int64_t width,
                                S* destination, int64_t stride, F&& op, G&& between) {
   using A = Acc<S>;
@@ -341,7 +355,13 @@ EVIT_INLINE void multiply_into(const Acc<S>* a, const Acc<S>* matrix, int64_t to
       S* target = destination + t * stride + v * L;
       product_tile<A, T, C>(
           a + t * L, matrix + v * L, width, width,
-          [&](auto x, int r, int c) { store<L>(target + r * stride + c * L, op(x, t + r)); },
+          [&](auto x, int r, int c) {
+            S* place = target + r * stride + c * L;
+            if constexpr (Past)
+              store_past<S, L>(place, op(x, t + r));
+            else
+              store<L>(place, op(x, t + r));
+          },
           between);
     }
   });

@@ -16,6 +16,9 @@ constexpr int64_t kMaxSplits = 64;
 // memory.
 constexpr int64_t kCachedBytes = 512 << 10;
 constexpr int64_t kStreamedTokens = 16;
+// Inputs and outputs beyond this are not in the last-level cache when they are read next: what is
+// written goes past the caches then, and is not read into them before.
+constexpr int64_t kUncachedBytes = 32 << 20;
 
 // A task's heads: `count` from `first` on in their source, `global` among all heads.
 struct Group {
@@ -43,6 +46,7 @@ struct Work {
   int64_t matrix;  // elements of M and, after its rows, z
   int64_t block;   // elements of a block of tokens
   bool streamed;   // the inputs are larger than the caches
+  bool past;       // with the outputs, larger than all caches
   int64_t heads;
   int64_t splits;
   int64_t split_tokens;
@@ -69,7 +73,9 @@ struct Work {
         groups[next++] = {&source, first, smaller(kTaskHeads, source.heads - first), heads + first};
       heads += source.heads;
     }
-    streamed = p.batch * heads * p.tokens * 3 * width * element_bytes > kCachedBytes;
+    const int64_t bytes = p.batch * heads * p.tokens * width * element_bytes;
+    streamed = 3 * bytes > kCachedBytes;
+    past = 4 * bytes > kUncachedBytes;
   }
 
   static int64_t count_groups(const evit::ReluLinearAttentionProblem& p) {
@@ -94,6 +100,17 @@ struct Work {
   }
 };
 
+// Whether vectors of L elements of a view fill whole lines of a cache.
+template <class S>
+bool fills_lines(const evit::HeadsView& view) {
+  constexpr int64_t line = 64;
+  const auto whole = [](int64_t elements) {
+    return elements * static_cast<int64_t>(sizeof(S)) % line == 0;
+  };
+  return reinterpret_cast<uintptr_t>(view.data) % line == 0 && whole(view.batch_stride) &&
+         whole(view.head_stride) && whole(view.token_stride);
+}
+
 template <class S>
 S* at(const evit::HeadsView& view, const Task& task, int64_t head, int64_t token) {
   return static_cast<S*>(view.data) + task.batch * view.batch_stride +
@@ -110,33 +127,33 @@ EVIT_INLINE void for_each_block(const Work<A>& w, const Task& task, F&& body) {
       body(head, token, smaller(step, task.end - token));
 }
 
-// Prefetches the next block of a view, in the order of memory, one line of the cache at a time:
+// Prefetches the next block of a view, in the order of memory, one head of one token at a time:
 // evenly between the products of this block, since the processor takes only some tens at once.
 template <class S>
 class Ahead {
  public:
-  Ahead(const Work<Acc<S>>& w, const evit::HeadsView& view, const Task& task)
-      : active_(w.streamed),
-        next_(reinterpret_cast<const char*>(
-            at<const S>(view, task, 0, task.begin + kStreamedTokens))),
-        heads_(task.group->count),
-        left_(heads_),
-        bytes_(w.width * size),
-        head_step_(view.head_stride * size),
-        token_step_((view.token_stride - heads_ * view.head_stride) * size) {}
+  // Of `beside`, too, where it lies right behind `view`, as values do behind keys.
+  Ahead(const Work<Acc<S>>& w, const evit::HeadsView& view, const Task& task,
+        const evit::HeadsView* beside = nullptr)
+      : Ahead(w, view, task, (beside != nullptr && follows(w, view, *beside) ? 2 : 1) * w.width) {}
 
-  // Of every head and block, so many tokens may be fetched.
-  EVIT_INLINE void allow(int64_t tokens) {
-    if (active_) allowed_ += tokens * ceil_div(bytes_, kLine);
+  // Whether `beside` begins where the features of a head of `view` end, everywhere.
+  static bool follows(const Work<Acc<S>>& w, const evit::HeadsView& view,
+                      const evit::HeadsView& beside) {
+    return static_cast<const S*>(view.data) + w.width == static_cast<const S*>(beside.data) &&
+           view.batch_stride == beside.batch_stride && view.head_stride == beside.head_stride &&
+           view.token_stride == beside.token_stride;
   }
 
-  EVIT_INLINE void line() {
+  // So many tokens of a head may be fetched from here on.
+  EVIT_INLINE void allow(int64_t tokens) {
+    if (active_) allowed_ += tokens;
+  }
+
+  EVIT_INLINE void fetch() {
     if (allowed_ == 0) return;
     --allowed_;
-    __builtin_prefetch(next_ + column_);
-    column_ += kLine;
-    if (column_ < bytes_) return;
-    column_ = 0;
+    for (int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(next_ + i);
     next_ += head_step_;
     if (--left_ == 0) {
       left_ = heads_;
@@ -146,7 +163,17 @@ class Ahead {
 
  private:
   static constexpr int64_t size = sizeof(S);
-  static constexpr int64_t kLine = 64;
+
+  Ahead(const Work<Acc<S>>& w, const evit::HeadsView& view, const Task& task, int64_t features)
+      : active_(w.streamed),
+        next_(reinterpret_cast<const char*>(
+            at<const S>(view, task, 0, task.begin + kStreamedTokens))),
+        heads_(task.group->count),
+        left_(heads_),
+        bytes_(features * size),
+        head_step_(view.head_stride * size),
+        token_step_((view.token_stride - heads_ * view.head_stride) * size) {}
+
   bool active_;
   const char* next_;
   int64_t heads_;
@@ -154,7 +181,6 @@ class Ahead {
   int64_t bytes_;
   int64_t head_step_;
   int64_t token_step_;
-  int64_t column_ = 0;
   int64_t allowed_ = 0;
 };
 

@@ -156,6 +156,29 @@ template <int L>
 EVIT_INLINE void store(double* p, Vector<double, L> v) {
   std::memcpy(p, &v, sizeof v);
 }
+// Whether there are stores past the caches, of vectors that fill aligned lines. What they write is
+// seen by others after `fence`.
+#if defined(__AVX512F__)
+template <class S, int L>
+constexpr bool kStoresPast = sizeof(S) == 4 && L == 16;
+#else
+template <class S, int L>
+constexpr bool kStoresPast = false;
+#endif
+
+template <class S, int L>
+EVIT_INLINE void store_past([[maybe_unused]] S* p, [[maybe_unused]] Vector<Acc<S>, L> v) {
+#if defined(__AVX512F__)
+  if constexpr (kStoresPast<S, L>) _mm512_stream_ps(p, load_raw<__m512>(&v));
+#endif
+}
+
+inline void fence() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 template <int L>
 EVIT_INLINE void store(BFloat16* p, Vector<float, L> v) {
   using U32 = Vector<uint32_t, L>;
