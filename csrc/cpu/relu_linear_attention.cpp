@@ -6,6 +6,8 @@
 // dq = u + dd z, dM = sum r(q) dn^T, dz = sum dd r(q), dk = dM v + dz, dv = r(k) dM.
 #include "evit/relu_linear_attention.h"
 
+#include <utility>
+
 #include "dispatch.h"
 #include "relu_linear_attention_tiles.h"
 #include "relu_linear_attention_work.h"
@@ -85,6 +87,16 @@ EVIT_INLINE void normalise(const Work<A>& w, const A* queries, const A* z, int64
 
 // ---- forward ----
 
+// Whether keys and values are multiplied where they lie. Their sums come out transposed.
+template <class S>
+constexpr bool kDirect = sizeof(S) == sizeof(Acc<S>);
+
+template <class A>
+void transpose_in_place(A* matrix, int64_t width) {
+  for (int64_t i = 0; i < width; ++i)
+    for (int64_t j = 0; j < i; ++j) std::swap(matrix[i * width + j], matrix[j * width + i]);
+}
+
 template <class S>
 void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* partials) {
   using A = Acc<S>;
@@ -96,28 +108,25 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   const bool together = Ahead<S>::follows(w, source.k, source.v);
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
     A* sums = partials + w.offset(task, head, task.split);
+    A* z = sums + w.width * w.padded;
     const S* key = at<const S>(source.k, task, head, token);
+    const S* value = at<const S>(source.v, task, head, token);
     const auto fetch = [&] {
       next_keys.fetch();
       next_values.fetch();
     };
     next_keys.allow(tokens);
     if (!together) next_values.allow(tokens);
-    if (w.width == w.padded && tokens % 4 == 0) {
-      pack_positive(key, source.k.token_stride, tokens, w.width, keys, sums + w.width * w.padded);
-    } else {
-      pack(key, source.k.token_stride, tokens, w.width, w.padded, keys,
-           [](auto x, int64_t, int64_t) { return relu(x); });
-      add_token_sums<A>(keys, nullptr, whole_tokens(tokens), w.padded, sums + w.width * w.padded);
-    }
-    const S* value = at<const S>(source.v, task, head, token);
-    if constexpr (sizeof(S) == sizeof(A)) {
+    if constexpr (kDirect<S>) {
       if (w.width == w.padded) {
-        const Steps in_place = {source.v.token_stride, kLanes<A>};
-        add_outer<A>(keys, value, in_place, tokens, w.width, w.padded, sums, fetch);
+        add_outer_directly(key, source.k.token_stride, value, source.v.token_stride, tokens,
+                           w.width, sums, z, fetch);
         return;
       }
     }
+    pack(key, source.k.token_stride, tokens, w.width, w.padded, keys,
+         [](auto x, int64_t, int64_t) { return relu(x); });
+    add_token_sums<A>(keys, nullptr, whole_tokens(tokens), w.padded, z);
     pack(value, source.v.token_stride, tokens, w.width, w.padded, values,
          [](auto x, int64_t, int64_t) { return x; });
     add_outer<A>(keys, values, kBlockSteps<A>, tokens, w.width, w.padded, sums, fetch);
@@ -189,6 +198,7 @@ Status forward_as(const Problem& p, void* state) {
     for (int64_t i = 0; i < w.matrices(); ++i) {
       A* total = totals + i * w.matrix;
       if (w.splits > 1) combine<A>(w, partials.data(), i, total);
+      if (kDirect<S> && w.width == w.padded) transpose_in_place(total, w.width);
       for (int64_t r = 0; copied && r <= w.width; ++r)
         for (int64_t c = 0; c < w.width; ++c)
           static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];

@@ -293,6 +293,61 @@ EVIT_INLINE void add_outer(const A* a, const A* b, Steps b_steps, int64_t tokens
   });
 }
 
+// The transpose of such sums straight from rows of a tensor, without a block: R features of values,
+// read one by one, times the positive part of C vectors of features of keys. Those are added up,
+// too, where Sum.
+template <class S, int R, int C, bool Sum, class F>
+EVIT_INLINE void direct_tile(const S* keys, int64_t key_stride, const S* values,
+                             int64_t value_stride, int64_t tokens, int64_t width, S* sums, S* z,
+                             Turns turns, F&& between) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<S, L>;
+  V tile[R][C] = {}, total[C] = {};
+  for (int64_t t = 0; t < tokens; ++t) {
+    if (turns.now(t)) between();
+    V right[C];
+    EVIT_UNROLL
+    for (int c = 0; c < C; ++c) {
+      right[c] = relu(load<L>(keys + t * key_stride + c * L));
+      if constexpr (Sum) total[c] += right[c];
+    }
+    EVIT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      EVIT_UNROLL
+      for (int c = 0; c < C; ++c) tile[r][c] += right[c] * values[t * value_stride + r];
+    }
+  }
+  EVIT_UNROLL
+  for (int c = 0; c < C; ++c) {
+    EVIT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      S* target = sums + r * width + c * L;
+      store<L>(target, load<L>(target) + tile[r][c]);
+    }
+    if constexpr (Sum) store<L>(z + c * L, load<L>(z + c * L) + total[c]);
+  }
+}
+
+// sums (width x width) += values^T relu(keys), z += sum of relu(keys), for whole vectors of
+// features; calls between() about once a token.
+template <class S, class F>
+EVIT_INLINE void add_outer_directly(const S* keys, int64_t key_stride, const S* values,
+                                    int64_t value_stride, int64_t tokens, int64_t width, S* sums,
+                                    S* z, F&& between) {
+  constexpr int L = kLanes<S>;
+  for_each_columns<S>(width / L, [&](auto columns, int64_t v) {
+    constexpr int C = columns.value;
+    constexpr int R = kTileSums / C < L ? kTileSums / C : L;
+    const S* key = keys + v * L;
+    S* target = sums + v * L;
+    direct_tile<S, R, C, true>(key, key_stride, values, value_stride, tokens, width, target,
+                               z + v * L, {0, width / R}, between);
+    for (int64_t i = R; i < width; i += R)
+      direct_tile<S, R, C, false>(key, key_stride, values + i, value_stride, tokens, width,
+                                  target + i * width, z, {i / R, width / R}, between);
+  });
+}
+
 // T tokens and C vectors of columns of the product of a block and a matrix; put(vector, r, c) takes
 // the result of the r-th token, c-th vector of columns.
 template <class A, int T, int C, class F, class G>
