@@ -87,28 +87,6 @@ EVIT_INLINE void unpack(const Acc<S>* block, int64_t tokens, int64_t width, S* d
   });
 }
 
-// Copies the positive part of tokens into a block and adds it up: sums[c] += sum over tokens.
-// Whole vectors, tokens in fours.
-template <class S>
-EVIT_INLINE void pack_positive(const S* source, int64_t stride, int64_t tokens, int64_t width,
-                               Acc<S>* block, Acc<S>* sums) {
-  using A = Acc<S>;
-  constexpr int L = kLanes<A>;
-  for (int64_t c = 0; c < width; c += L) {
-    A* panel = block + position<A>(0, c);
-    Vector<A, L> part[4] = {};
-    for (int64_t t = 0; t < tokens; t += 4) {
-      EVIT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const Vector<A, L> x = relu(load<L>(source + (t + i) * stride + c));
-        store<L>(panel + (t + i) * L, x);
-        part[i] += x;
-      }
-    }
-    store<L>(sums + c, load<L>(sums + c) + ((part[0] + part[1]) + (part[2] + part[3])));
-  }
-}
-
 // ---- sums along tokens and features ----
 
 // How two vectors of sums, of rows a and b, are folded into one: the lanes of `low` and of `high`
