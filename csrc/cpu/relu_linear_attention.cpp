@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "dispatch.h"
-#include "relu_linear_attention_tiles.h"
+#include "relu_linear_attention_products.h"
 #include "relu_linear_attention_work.h"
 
 namespace {
