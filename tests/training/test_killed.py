@@ -77,7 +77,7 @@ def test_processes_end_with_their_launcher(pair: Path, tmp_path: Path) -> None:
     process.kill()
     again = start(command(folder, processes=2, batch_size=3))
     process.communicate()
-    assert not any(lives(rank) for rank in ranks)
+    assert_gone(ranks)
     out = finish(again)
     assert "Goes on from step" in out
     assert_same_run(folder, pair)
@@ -124,7 +124,7 @@ def kill_when(process: subprocess.Popen[str], moment: Callable[[], bool]) -> Non
             with suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
         process.communicate()
-    assert not any(lives(member) for member in family)
+    assert_gone(family)
 
 
 def descendants(process: int) -> list[int]:
@@ -134,6 +134,13 @@ def descendants(process: int) -> list[int]:
     except FileNotFoundError:
         return []
     return [one for child in map(int, found) for one in (child, *descendants(child))]
+
+
+def assert_gone(processes: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(map(lives, processes)):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def lives(process: int) -> bool:
