@@ -103,14 +103,17 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   const AttentionSource& source = *task.group->source;
   A* keys = scratch;
   A* values = scratch + w.block;
-  clear(partials + w.offset(task, 0, task.split), task.group->count * w.matrix);
+  A* const first = partials + w.offset(task, 0, task.split);
+  clear(first, task.group->count * w.matrix);
+  const Rows<const S> key_rows(source.k, task), value_rows(source.v, task);
+  const int64_t width = w.width, padded = w.padded, matrix = w.matrix;
   Ahead<S> next_keys(w, source.k, task, &source.v), next_values(w, source.v, task);
   const bool together = Ahead<S>::follows(w, source.k, source.v);
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
-    A* sums = partials + w.offset(task, head, task.split);
-    A* z = sums + w.width * w.padded;
-    const S* key = at<const S>(source.k, task, head, token);
-    const S* value = at<const S>(source.v, task, head, token);
+    A* sums = first + head * matrix;
+    A* z = sums + width * padded;
+    const S* key = key_rows.at_token(head, token);
+    const S* value = value_rows.at_token(head, token);
     const auto fetch = [&] {
       next_keys.fetch();
       next_values.fetch();
@@ -118,18 +121,18 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
     next_keys.allow(tokens);
     if (!together) next_values.allow(tokens);
     if constexpr (kDirect<S>) {
-      if (w.width == w.padded) {
-        add_outer_directly(key, source.k.token_stride, value, source.v.token_stride, tokens,
-                           w.width, sums, z, fetch);
+      if (width == padded) {
+        add_outer_directly(key, key_rows.stride, value, value_rows.stride, tokens, width, sums, z,
+                           fetch);
         return;
       }
     }
-    pack(key, source.k.token_stride, tokens, w.width, w.padded, keys,
+    pack(key, key_rows.stride, tokens, width, padded, keys,
          [](auto x, int64_t, int64_t) { return relu(x); });
-    add_token_sums<A>(keys, nullptr, whole_tokens(tokens), w.padded, z);
-    pack(value, source.v.token_stride, tokens, w.width, w.padded, values,
+    add_token_sums<A>(keys, nullptr, whole_tokens(tokens), padded, z);
+    pack(value, value_rows.stride, tokens, width, padded, values,
          [](auto x, int64_t, int64_t) { return x; });
-    add_outer<A>(keys, values, kBlockSteps<A>, tokens, w.width, w.padded, sums, fetch);
+    add_outer<A>(keys, values, kBlockSteps<A>, tokens, width, padded, sums, fetch);
   });
 }
 
@@ -141,29 +144,33 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
   A* products = scratch + w.block;
   Normalisers<A> n;
   [[maybe_unused]] const bool past = w.past && fills_lines<S>(source.output);
+  const A* const first = totals + w.offset(task, 0, 0);
+  const Rows<const S> query_rows(source.q, task);
+  const Rows<S> output_rows(source.output, task);
+  const int64_t width = w.width, padded = w.padded, size = w.matrix;
   Ahead<S> next_queries(w, source.q, task);
   for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
-    const A* matrix = totals + w.offset(task, head, 0);
+    const A* matrix = first + head * size;
     const int64_t whole = whole_tokens(tokens);
-    pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
-         queries, [](auto x, int64_t, int64_t) { return relu(x); });
+    pack(query_rows.at_token(head, token), query_rows.stride, tokens, width, padded, queries,
+         [](auto x, int64_t, int64_t) { return relu(x); });
     next_queries.allow(tokens);
     const auto fetch = [&] { next_queries.fetch(); };
-    normalise<A>(w, queries, matrix + w.width * w.padded, whole, n);
-    S* output = at<S>(source.output, task, head, token);
-    if (w.width == w.padded && whole == tokens && !n.scaled) {
+    normalise<A>(w, queries, matrix + width * padded, whole, n);
+    S* output = output_rows.at_token(head, token);
+    if (width == padded && whole == tokens && !n.scaled) {
       const auto divided = [&](auto x, int64_t t) { return x * n.inverse[t]; };
-      const int64_t stride = source.output.token_stride;
+      const int64_t stride = output_rows.stride;
       if constexpr (kStoresPast<S, kLanes<A>>)
         if (past) {
-          multiply_into<true>(queries, matrix, tokens, w.width, output, stride, divided, fetch);
+          multiply_into<true>(queries, matrix, tokens, width, output, stride, divided, fetch);
           return;
         }
-      multiply_into<false>(queries, matrix, tokens, w.width, output, stride, divided, fetch);
+      multiply_into<false>(queries, matrix, tokens, width, output, stride, divided, fetch);
       return;
     }
-    multiply<A>(queries, matrix, whole, w.width, w.padded, products, fetch);
-    unpack(products, tokens, w.width, output, source.output.token_stride,
+    multiply<A>(queries, matrix, whole, width, padded, products, fetch);
+    unpack(products, tokens, width, output, output_rows.stride,
            [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
   });
 }

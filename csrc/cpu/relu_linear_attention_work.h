@@ -117,14 +117,29 @@ S* at(const evit::HeadsView& view, const Task& task, int64_t head, int64_t token
          (task.group->first + head) * view.head_stride + token * view.token_stride;
 }
 
+// The tokens of a task's heads in a view. A copy on the stack, of which nobody has the address:
+// what a kernel stores cannot change it, as far as the compiler knows.
+template <class S>
+struct Rows {
+  S* first;
+  int64_t head_stride;
+  int64_t stride;
+
+  Rows(const evit::HeadsView& view, const Task& task)
+      : first(at<S>(view, task, 0, 0)), head_stride(view.head_stride), stride(view.token_stride) {}
+  EVIT_INLINE S* at_token(int64_t head, int64_t token) const {
+    return first + head * head_stride + token * stride;
+  }
+};
+
 // Calls body(head, first token, tokens) for every block of a task, heads inside: they are
 // neighbours.
 template <class A, class F>
 EVIT_INLINE void for_each_block(const Work<A>& w, const Task& task, F&& body) {
   const int64_t step = w.streamed ? kStreamedTokens : kBlockTokens;
-  for (int64_t token = task.begin; token < task.end; token += step)
-    for (int64_t head = 0; head < task.group->count; ++head)
-      body(head, token, smaller(step, task.end - token));
+  const int64_t end = task.end, heads = task.group->count;
+  for (int64_t token = task.begin; token < end; token += step)
+    for (int64_t head = 0; head < heads; ++head) body(head, token, smaller(step, end - token));
 }
 
 // Prefetches the next block of a view, in the order of memory, one head of one token at a time:
