@@ -58,6 +58,8 @@ FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
+    # Where a short loop begins decides on up to a fifth of its speed: it is not left to chance.
+    "-falign-loops=64",
     "-Wall",
     "-Wextra",
     "-Wno-unknown-pragmas",

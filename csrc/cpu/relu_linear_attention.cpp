@@ -107,9 +107,10 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   clear(first, task.group->count * w.matrix);
   const Rows<const S> key_rows(source.k, task), value_rows(source.v, task);
   const int64_t width = w.width, padded = w.padded, matrix = w.matrix;
-  Ahead<S> next_keys(w, source.k, task, &source.v), next_values(w, source.v, task);
+  const int64_t step = w.step(kStreamedKeys);
+  Ahead<S> next_keys(w, source.k, task, step, &source.v), next_values(w, source.v, task, step);
   const bool together = Ahead<S>::follows(w, source.k, source.v);
-  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
+  for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     A* sums = first + head * matrix;
     A* z = sums + width * padded;
     const S* key = key_rows.at_token(head, token);
@@ -148,8 +149,10 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
   const Rows<const S> query_rows(source.q, task);
   const Rows<S> output_rows(source.output, task);
   const int64_t width = w.width, padded = w.padded, size = w.matrix;
-  Ahead<S> next_queries(w, source.q, task);
-  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
+  // With one vector of columns, long blocks of queries and outputs were measured to be slower.
+  const int64_t step = w.step(width >= 2 * kLanes<A> ? kBlockTokens : kStreamedTokens);
+  Ahead<S> next_queries(w, source.q, task, step);
+  for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     const A* matrix = first + head * size;
     const int64_t whole = whole_tokens(tokens);
     pack(query_rows.at_token(head, token), query_rows.stride, tokens, width, padded, queries,
@@ -247,8 +250,9 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
   A* products = scratch + 2 * w.block;
   Normalisers<A> n;
   A slope[kBlockTokens];  // dd
-  Ahead<S> next_queries(w, source.q, task), next_grads(w, source.output, task);
-  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
+  const int64_t step = w.step();
+  Ahead<S> next_queries(w, source.q, task, step), next_grads(w, source.output, task, step);
+  for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     const A* matrix = turned + w.offset(task, head, 0);
     const A* z = matrix + w.width * w.padded;
     const int64_t whole = whole_tokens(tokens);
@@ -299,8 +303,9 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
   A* keys = scratch;
   A* values = scratch + w.block;
   A* products = scratch + 2 * w.block;
-  Ahead<S> next_keys(w, source.k, task), next_values(w, source.v, task);
-  for_each_block(w, task, [&](int64_t head, int64_t token, int64_t tokens) {
+  const int64_t step = w.step();
+  Ahead<S> next_keys(w, source.k, task, step), next_values(w, source.v, task, step);
+  for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     const int64_t whole = whole_tokens(tokens);
     next_keys.allow(tokens);
     next_values.allow(tokens);

@@ -16,6 +16,8 @@ constexpr int64_t kMaxSplits = 64;
 // memory.
 constexpr int64_t kCachedBytes = 512 << 10;
 constexpr int64_t kStreamedTokens = 16;
+// The sums of keys and values need no more than these two, and fetch twice as much ahead.
+constexpr int64_t kStreamedKeys = 32;
 // Inputs and outputs beyond this are not in the last-level cache when they are read next: what is
 // written goes past the caches then, and is not read into them before.
 constexpr int64_t kUncachedBytes = 32 << 20;
@@ -84,6 +86,11 @@ struct Work {
     return count;
   }
 
+  // Tokens of a block, of `short_ones` where inputs are streamed.
+  int64_t step(int64_t short_ones = kStreamedTokens) const {
+    return streamed ? short_ones : kBlockTokens;
+  }
+
   int64_t tasks() const { return p.batch * splits * num_groups; }
   int64_t matrices() const { return p.batch * heads; }
   int threads() const { return static_cast<int>(smaller(p.num_threads, tasks())); }
@@ -132,11 +139,10 @@ struct Rows {
   }
 };
 
-// Calls body(head, first token, tokens) for every block of a task, heads inside: they are
-// neighbours.
-template <class A, class F>
-EVIT_INLINE void for_each_block(const Work<A>& w, const Task& task, F&& body) {
-  const int64_t step = w.streamed ? kStreamedTokens : kBlockTokens;
+// Calls body(head, first token, tokens) for every block of a task, `step` tokens long, heads
+// inside: they are neighbours.
+template <class F>
+EVIT_INLINE void for_each_block(const Task& task, int64_t step, F&& body) {
   const int64_t end = task.end, heads = task.group->count;
   for (int64_t token = task.begin; token < end; token += step)
     for (int64_t head = 0; head < heads; ++head) body(head, token, smaller(step, end - token));
@@ -147,10 +153,17 @@ EVIT_INLINE void for_each_block(const Work<A>& w, const Task& task, F&& body) {
 template <class S>
 class Ahead {
  public:
-  // Of `beside`, too, where it lies right behind `view`, as values do behind keys.
-  Ahead(const Work<Acc<S>>& w, const evit::HeadsView& view, const Task& task,
+  // By `step` tokens. Of `beside`, too, where it lies right behind `view`, as values do behind
+  // keys.
+  Ahead(const Work<Acc<S>>& w, const evit::HeadsView& view, const Task& task, int64_t step,
         const evit::HeadsView* beside = nullptr)
-      : Ahead(w, view, task, (beside != nullptr && follows(w, view, *beside) ? 2 : 1) * w.width) {}
+      : active_(w.streamed),
+        next_(reinterpret_cast<const char*>(at<const S>(view, task, 0, task.begin + step))),
+        heads_(task.group->count),
+        left_(heads_),
+        bytes_((beside != nullptr && follows(w, view, *beside) ? 2 : 1) * w.width * size),
+        head_step_(view.head_stride * size),
+        token_step_((view.token_stride - heads_ * view.head_stride) * size) {}
 
   // Whether `beside` begins where the features of a head of `view` end, everywhere.
   static bool follows(const Work<Acc<S>>& w, const evit::HeadsView& view,
@@ -178,16 +191,6 @@ class Ahead {
 
  private:
   static constexpr int64_t size = sizeof(S);
-
-  Ahead(const Work<Acc<S>>& w, const evit::HeadsView& view, const Task& task, int64_t features)
-      : active_(w.streamed),
-        next_(reinterpret_cast<const char*>(
-            at<const S>(view, task, 0, task.begin + kStreamedTokens))),
-        heads_(task.group->count),
-        left_(heads_),
-        bytes_(features * size),
-        head_step_(view.head_stride * size),
-        token_step_((view.token_stride - heads_ * view.head_stride) * size) {}
 
   bool active_;
   const char* next_;
