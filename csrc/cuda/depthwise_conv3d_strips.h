@@ -26,7 +26,7 @@ constexpr int kStripChannels = kPlanar  ? 1
                                         : kPackWidth<S>;
 
 // Columns of a strip: the more, the fewer loads of weights and of the columns beside it. With these
-// nothing is spilled (cuda_resources.txt); how fast they are was not measured on a GPU yet.
+// nothing is spilled (resources.txt); how fast they are was not measured on a GPU yet.
 template <class S, int K, bool kPlanar>
 constexpr int kStripColumns = kPlanar ? 4 : (K == 3 ? 16 : 8) / kStripChannels<S, K, kPlanar>;
 

@@ -1,7 +1,7 @@
 """What nvcc makes of the CUDA kernels: registers, stack and shared memory on every architecture.
 
-    python tests/native/cuda_resources.py            compares with cuda_resources.txt
-    python tests/native/cuda_resources.py --write    writes it
+    python tests/native/cuda_resources.py            compares with resources.txt
+    python tests/native/cuda_resources.py --write    writes it there
     python tests/native/cuda_resources.py --keep DIR keeps the PTX, OPERATOR_80.ptx and _90.ptx
 
 Needs nvcc, not a GPU. The numbers are those of one compiler, named in the first line; another one
@@ -22,9 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import resources
+
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parent.parent / "csrc"
-TABLE = HERE / "cuda_resources.txt"
 # Architectures, and the virtual ones that their code is made by way of, as setup.py does.
 ARCHITECTURES = {"80": "80", "87": "80", "90": "90"}
 OPERATORS = sorted(source.stem for source in (CSRC / "cuda").glob("*.cu"))
@@ -85,11 +86,6 @@ def entries(ptx: Path) -> dict[str, str]:
     return {_readable(entry.partition("(")[0].strip()): entry for entry in found}
 
 
-def table(kernels: list[Kernel]) -> str:
-    """Returns the text of cuda_resources.txt."""
-    return "\n".join([f"nvcc {release()}", *map(str, kernels)]) + "\n"
-
-
 def _to_ptx(folder: Path, operator: str, virtual: str) -> None:
     compiler = nvcc()
     assert compiler is not None
@@ -146,14 +142,8 @@ def main() -> int:
     bad = [kernel for kernel in kernels if kernel.stack or kernel.spilled]
     for kernel in bad:
         print(f"{kernel}: {kernel.stack} bytes of stack, {kernel.spilled} bytes spilled")
-    if arguments.write:
-        TABLE.write_text(table(kernels))
-    elif TABLE.read_text().splitlines()[0] != f"nvcc {release()}":
-        print(f"the table is of {TABLE.read_text().splitlines()[0]}, here is nvcc {release()}")
-    elif table(kernels) != TABLE.read_text():
-        print(f"{TABLE.name} differs; see what changed with --write and git diff")
-        return 1
-    return 1 if bad else 0
+    same = resources.settled("nvcc", release(), kernels, write=arguments.write)
+    return 1 if bad or not same else 0
 
 
 if __name__ == "__main__":

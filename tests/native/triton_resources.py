@@ -1,7 +1,7 @@
 """What Triton makes of its kernels: registers, spills and shared memory on every architecture.
 
-    python tests/native/triton_resources.py            compares with triton_resources.txt
-    python tests/native/triton_resources.py --write    writes it
+    python tests/native/triton_resources.py            compares with resources.txt
+    python tests/native/triton_resources.py --write    writes it there
 
 Needs Triton, not a GPU. The launchers run on tensors without memory; what they would launch is
 compiled as a launch would compile it. The numbers are those of one version of Triton, named in the
@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import resources
 import torch
 import triton
 from torch import Tensor
@@ -31,7 +32,6 @@ from evit_kernels.depthwise_conv3d import triton as depthwise  # noqa: E402
 from evit_kernels.depthwise_conv3d.geometry import Geometry  # noqa: E402
 from evit_kernels.relu_linear_attention import triton as attention  # noqa: E402
 
-TABLE = HERE / "triton_resources.txt"
 ARCHITECTURES = (80, 87, 90)
 LAST = torch.channels_last_3d
 
@@ -132,11 +132,6 @@ def slow(kernel: Kernel) -> str | None:
     return None
 
 
-def table(kernels: list[Kernel]) -> str:
-    """Returns the text of triton_resources.txt."""
-    return "\n".join([f"Triton {triton.__version__}", *map(str, kernels)]) + "\n"
-
-
 def main() -> int:
     """Compares or writes; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -149,14 +144,8 @@ def main() -> int:
     lacking = [(kernel, reason) for kernel in kernels if (reason := slow(kernel))]
     for kernel, reason in lacking:
         print(f"{kernel}: {reason}")
-    if arguments.write:
-        TABLE.write_text(table(kernels))
-    elif TABLE.read_text().splitlines()[0] != f"Triton {triton.__version__}":
-        print(f"the table is of {TABLE.read_text().splitlines()[0]}, here is {triton.__version__}")
-    elif table(kernels) != TABLE.read_text():
-        print(f"{TABLE.name} differs; see what changed with --write and git diff")
-        return 1
-    return 1 if bad or lacking else 0
+    same = resources.settled("Triton", triton.__version__, kernels, write=arguments.write)
+    return 1 if bad or lacking or not same else 0
 
 
 if __name__ == "__main__":
