@@ -380,10 +380,12 @@ def _clean(folder: Path) -> None:
 
 
 def _lives(process: int) -> bool:
+    """Whether a process runs; one that ended may stay listed where nobody asks how it ended."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+        status = Path(f"/proc/{process}/status").read_text()
+    except (ProcessLookupError, FileNotFoundError):
         return False
     except PermissionError:
         return True
-    return True
+    return "State:\tZ" not in status

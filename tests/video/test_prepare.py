@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from videos import encode, numbers_of
 
-from evit_models.video import VideoReader
+from evit_models.video import VideoReader, preparing
 from evit_models.video.datasets import EpicKitchens, Segment, VideoList
 from evit_models.video.datasets.files import open_footage
 from evit_models.video.datasets.lists import read_list
@@ -139,8 +139,11 @@ def test_killed_and_started_again_it_ends_as_if_it_had_not_been(tmp_path: Path) 
     command += ["--short-side", "48", "--processes", "1"]
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
     _wait_for(lambda: len(list(out.glob("videos/*/[!.]*.mp4"))) >= 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert children
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    _wait_for(lambda: not any(preparing._lives(int(child)) for child in children))
     made = len(list(out.glob("videos/*/[!.]*.mp4")))
     assert 2 <= made < 8
     assert not (out / "all.txt").exists()
