@@ -170,8 +170,10 @@ class Convolution {
                        frames.taps[f].weight + r->first * row_weights};
         lists[h].count = static_cast<int>(next - lists[h].taps);
       }
-      const int64_t upcoming =
-          t + 1 < smaller(t0 + frames_, size_[0]) ? time_.end(t + 1)[-1].source : -1;
+      // A frame far out in the padding reads no source at all.
+      const bool more =
+          t + 1 < smaller(t0 + frames_, size_[0]) && time_.begin(t + 1) != time_.end(t + 1);
+      const int64_t upcoming = more ? time_.end(t + 1)[-1].source : -1;
       job.next_row_stride = pass_.source_strides[2];
       job.next_column_stride = pass_.source_strides[3];
       const bool fetch = upcoming >= 0 && !ring.holds(upcoming);
