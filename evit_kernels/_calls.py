@@ -82,8 +82,11 @@ class Calls:
             return None, None
 
     def keep(self, key: Any, known: Known) -> Known:
-        """Remembers, and returns, what was found of a call."""
-        if key is not None:
+        """Remembers, and returns, what was found of a call.
+
+        Not while a CUDA graph is captured: a backend that could not be tried then may serve later.
+        """
+        if key is not None and not _capturing():
             if len(self._known) >= self._MOST:
                 self._known.clear()
             self._known[key] = known
@@ -97,6 +100,10 @@ def direct(
     prepare = getattr(backends.get(backend), "direct", None)
     result: Callable[..., Tensor] | None = None if prepare is None else prepare(*arguments)
     return result
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _watched() -> bool:

@@ -12,7 +12,7 @@ import torch
 from placement import Placement, placements
 from torch import Tensor
 
-from evit_kernels import backends, depthwise_conv3d, relu_linear_attention_qkv, trials
+from evit_kernels import _calls, backends, depthwise_conv3d, relu_linear_attention_qkv, trials
 from evit_kernels.depthwise_conv3d import native
 
 CPU = torch.device("cpu")
@@ -145,3 +145,17 @@ def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch: pytest.MonkeyPa
     device = torch.device("cuda", 0)
     assert not trials.passed("depthwise_conv3d", "native", device, torch.float32)
     assert trials.failure.cache_info().misses == 0
+
+
+def test_a_choice_made_while_a_graph_is_captured_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = _calls.Calls()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+        key, _ = calls.find((torch.ones(1),), (), None)
+        calls.keep(key, _calls.Known("reference", None))
+    assert calls.find((torch.ones(1),), (), None) == (key, None)
+    calls.keep(key, known := _calls.Known("native", None))
+    assert calls.find((torch.ones(1),), (), None) == (key, known)
