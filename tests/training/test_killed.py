@@ -19,6 +19,7 @@ import pytest
 from runs import assert_same_run, command, finish, losses, start
 
 from evit_models.training.checkpointing import checkpoints, why_bad
+from evit_models.video import preparing
 
 # Without it, torchrun fails to restart killed processes in about half of all cases.
 OWN_STORE = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -138,17 +139,9 @@ def descendants(process: int) -> list[int]:
 
 def assert_gone(processes: list[int]) -> None:
     deadline = time.monotonic() + 20
-    while any(map(lives, processes)):
+    while any(map(preparing._lives, processes)):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def lives(process: int) -> bool:
-    """Whether a process runs: one that ended may still wait to be asked how."""
-    try:
-        return "State:\tZ" not in Path(f"/proc/{process}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def a_rank(process: subprocess.Popen[str], rank: int) -> int:
