@@ -6,10 +6,12 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.profiler import record_function
 from torch.utils.data import DataLoader
 
 from evit_models.training.config import TrainConfig
@@ -37,24 +39,62 @@ def read(batches: DataLoader[Any], config: TrainConfig) -> Iterator[Any]:
     The loader's own timeout does not cover all: a worker that is stopped while it hands over a
     tensor is waited for without an end.
     """
-    iterator, done = iter(batches), object()
-    while True:
-        late = threading.Event()
-        watch = threading.Timer(config.worker_timeout, _give_up, (late,))
-        watch.daemon = True
-        if config.workers:
-            watch.start()
+    # The first step of a loader imports a module of the profiler, and PyTorch prints and forgets
+    # whatever is raised meanwhile, the death of a worker too.
+    with record_function("evit_models.training.loading.read"):
+        iterator, done = iter(batches), object()
+    with _deaths_wait() as hear_of_deaths:
+        while True:
+            late = threading.Event()
+            watch = threading.Timer(config.worker_timeout, _give_up, (late,))
+            watch.daemon = True
+            if config.workers:
+                watch.start()
+            try:
+                with hear_of_deaths():
+                    batch = next(iterator, done)
+            except Exception as error:
+                if late.is_set():
+                    raise TimeoutError("DataLoader timed out") from error
+                raise
+            finally:
+                watch.cancel()
+            if batch is done:
+                return
+            yield batch
+
+
+@contextmanager
+def _deaths_wait() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Lets the death of a worker be heard of only inside the context managers that it gives.
+
+    PyTorch raises it from a signal handler, wherever the main thread is at that moment: in the
+    middle of a backward pass, or in a library that prints and forgets whatever is raised.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield nullcontext  # PyTorch has no handler for the loader that was just made
+        return
+    missed: list[tuple[int, FrameType | None]] = []
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        missed.append((number, frame))
+
+    @contextmanager
+    def hear() -> Iterator[None]:
         try:
-            batch = next(iterator, done)
-        except Exception as error:
-            if late.is_set():
-                raise TimeoutError("DataLoader timed out") from error
-            raise
+            signal.signal(signal.SIGCHLD, handler)
+            if missed:
+                handler(*missed.pop())
+            yield
         finally:
-            watch.cancel()
-        if batch is done:
-            return
-        yield batch
+            signal.signal(signal.SIGCHLD, wait)
+
+    signal.signal(signal.SIGCHLD, wait)
+    try:
+        yield hear
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ import torch
 from runs import command, start, tiny, trainer
 
 from evit_models.training import TrainingError
+from evit_models.training.loading import loader, read
 from evit_models.video.datasets import DatasetError, MotionClips, Sample, TooManyBadVideos
 
 
@@ -63,6 +65,22 @@ def test_trouble_is_one_sentence_in_time(trouble: str, words: str, tmp_path: Pat
     assert words in str(error.value)
     assert "\n" not in str(error.value)
     assert "the last good checkpoint is" in str(error.value)
+
+
+def test_a_death_is_heard_of_where_a_batch_is_waited_for() -> None:
+    """Not wherever the main thread is: what catches errors there would swallow it."""
+    config = tiny(workers=1)
+    clips = MotionClips("train", 40, 5, 16)
+    lists = [[index] for index in range(40)]
+    batches = read(loader(clips, lists, config, "cpu"), config)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # Python's handlers run after it
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed|exited)"):
+        next(batches)
+    assert len(list(read(loader(clips, lists, config, "cpu"), config))) == 40
 
 
 def test_the_command_ends_with_one_line(tmp_path: Path) -> None:
