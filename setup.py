@@ -65,6 +65,8 @@ FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
 ]
+# For what is not there for speed: whoever installs waits for the compiler.
+LIGHT = ["-O1"]
 
 
 class BuildWithNinja(build_ext):
@@ -124,8 +126,11 @@ class BuildWithNinja(build_ext):
             "  description = link $out",
         ]
         objects = []
+        chosen = any(option.startswith("-O") for option in extra)
         for name, source, options in _objects(x86):
             objects.append(name)
+            if not chosen and (source == "bindings.cpp" or "-DEVIT_PLAIN_ONLY" in options):
+                options = [*options, *LIGHT]
             lines.append(f"build {name}: compile {_ninja_path(CSRC / source)}")
             lines.append(f"  extra = {_ninja_words(options)}")
         lines.append(f"build {_ninja_path(target)}: link {' '.join(objects)}")

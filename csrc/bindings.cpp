@@ -8,6 +8,7 @@
 #include "evit/depthwise_conv3d.h"
 #include "evit/layout.h"
 #include "evit/pointwise_conv3d.h"
+#include "evit/pointwise_depthwise_conv3d.h"
 #include "evit/relu_linear_attention.h"
 
 namespace {
@@ -54,6 +55,27 @@ void bind_depthwise_conv3d(py::module_& m) {
         p, memory(grad_output), memory(input), memory(weight), pointer(bias), pointer(scratch),
         pointer(partials), pointer(grad_input), pointer(grad_weight), pointer(grad_bias)));
   });
+}
+
+void bind_pointwise_depthwise_conv3d(py::module_& m) {
+  using Problem = evit::PointwiseDepthwiseConv3dProblem;
+  m.def("pointwise_depthwise_conv3d_problem",
+        [](const py::bytes& depthwise, int activation, int64_t in_channels) {
+          return packed(Problem{unpacked<evit::DepthwiseConv3dProblem>(depthwise),
+                                static_cast<evit::Activation>(activation), in_channels});
+        });
+  m.def("pointwise_depthwise_conv3d_serves", [](const py::bytes& problem) {
+    return evit::cpu::pointwise_depthwise_conv3d_serves(unpacked<Problem>(problem));
+  });
+  m.def("pointwise_depthwise_conv3d_forward",
+        [](const py::bytes& problem, uintptr_t input, uintptr_t pointwise_weight,
+           uintptr_t pointwise_bias, uintptr_t weight, uintptr_t bias, uintptr_t output) {
+          const auto p = unpacked<Problem>(problem);
+          py::gil_scoped_release unlocked;
+          check(evit::cpu::pointwise_depthwise_conv3d_forward(
+              p, memory(input), memory(pointwise_weight), pointer(pointwise_bias), memory(weight),
+              pointer(bias), memory(output)));
+        });
 }
 
 evit::DenseConv3dProblem dense_problem(const py::args& t) {
@@ -293,4 +315,5 @@ PYBIND11_MODULE(_core, m) {
   bind_layout(m);
   bind_relu_linear_attention(m);
   bind_pointwise_conv3d(m);
+  bind_pointwise_depthwise_conv3d(m);
 }

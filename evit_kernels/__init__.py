@@ -6,6 +6,7 @@ from evit_kernels.batch_norm_activation import batch_norm_activation
 from evit_kernels.dense_conv3d import dense_conv3d
 from evit_kernels.depthwise_conv3d import depthwise_conv3d
 from evit_kernels.pointwise_conv3d import pointwise_conv3d
+from evit_kernels.pointwise_depthwise_conv3d import pointwise_depthwise_conv3d
 from evit_kernels.relu_linear_attention import relu_linear_attention, relu_linear_attention_qkv
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "dense_conv3d",
     "depthwise_conv3d",
     "pointwise_conv3d",
+    "pointwise_depthwise_conv3d",
     "relu_linear_attention",
     "relu_linear_attention_qkv",
 ]

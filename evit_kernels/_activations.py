@@ -22,13 +22,13 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def canonical(activation: str | None, where: str) -> str:
+def canonical(activation: str | None, where: str, name: str = "activation") -> str:
     """Returns the name, with None spelt "none"; raises ValueError naming what exists."""
     if activation is None:
         return "none"
     if not isinstance(activation, str) or activation not in ACTIVATIONS[1:]:
-        known = ", ".join(repr(name) for name in ACTIVATIONS[1:])
-        raise ValueError(f"{where}: activation must be None or one of {known}, got {activation!r}")
+        known = ", ".join(repr(known) for known in ACTIVATIONS[1:])
+        raise ValueError(f"{where}: {name} must be None or one of {known}, got {activation!r}")
     return activation
 
 

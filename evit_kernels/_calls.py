@@ -44,6 +44,15 @@ class Known(NamedTuple):
     direct: Callable[..., Tensor] | None = None
 
 
+_ALL: list[Calls] = []
+
+
+def forget() -> None:
+    """Forgets all calls of all operators: for a core that changed its kernels, as tests make it."""
+    for calls in _ALL:
+        calls.forget()
+
+
 class Calls:
     """The known calls of one operator, by all that its checks, plans and backends depend on."""
 
@@ -51,6 +60,11 @@ class Calls:
 
     def __init__(self) -> None:
         self._known: dict[Any, Known] = {}
+        _ALL.append(self)
+
+    def forget(self) -> None:
+        """Forgets all calls."""
+        self._known.clear()
 
     def find(
         self, tensors: Sequence[Tensor | None], options: tuple[Any, ...], backend: str | None

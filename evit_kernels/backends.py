@@ -122,6 +122,7 @@ OPERATORS: tuple[str, ...] = (
     "dense_conv3d",
     "relu_linear_attention",
     "pointwise_conv3d",
+    "pointwise_depthwise_conv3d",
     "batch_norm_activation",
 )
 CUDA_OPERATORS: tuple[str, ...] = ("depthwise_conv3d", "relu_linear_attention")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from evit_kernels import relu_linear_attention_qkv
+from evit_kernels import pointwise_depthwise_conv3d, relu_linear_attention_qkv
 from evit_kernels.nn import PointwiseConv3d
 from evit_models.layers import (
     Aggregation,
@@ -88,7 +88,7 @@ class MBConv(Block):
         self.project = PointwiseConvNormAct(middle, out_channels, style, activation=False)
 
     def branch(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        out: Tensor = self.project(self.depthwise(self.expand(x)), residual)
+        out: Tensor = self.project(expand_and_filter(self.expand, self.depthwise, x), residual)
         return out
 
 
@@ -238,3 +238,43 @@ def drop_path(x: Tensor, probability: float) -> Tensor:
     keep = 1.0 - probability
     mask = x.new_empty((x.shape[0], 1, 1, 1, 1)).bernoulli_(keep)
     return x * (mask / keep)
+
+
+def expand_and_filter(expand: nn.Module, depthwise: nn.Module, x: Tensor) -> Tensor:
+    """Returns depthwise(expand(x)), without storing what lies between where that can be avoided.
+
+    Both are called as modules where their norms use the statistics of the batch, where they have
+    different backends, and where somebody replaced them or listens to them with hooks.
+    """
+    if (
+        type(expand) is PointwiseConvNormAct
+        and type(depthwise) is DepthwiseConvNormAct
+        and expand.folds()
+        and depthwise.folds()
+        and expand.conv.backend == depthwise.conv.backend
+        and not (_is_heard(expand) or _is_heard(depthwise))
+    ):
+        conv = depthwise.conv
+        return pointwise_depthwise_conv3d(
+            x,
+            *expand.folded(),
+            *depthwise.folded(),
+            conv.stride,
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,
+            temporal_padding=conv.temporal_padding,
+            pointwise_activation=expand.activation,
+            activation=depthwise.activation,
+            backend=conv.backend,
+        )
+    out: Tensor = depthwise(expand(x))
+    return out
+
+
+def _is_heard(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )

@@ -74,16 +74,24 @@ class ConvNormAct(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Returns activation(norm(conv(x))), plus `residual` where one is given."""
-        if self.norm is None:
-            return self.fused(x, self.conv.weight, self.conv.bias, residual)
-        if can_fold(self.norm):
-            weight, bias = fold_norm(self.conv.weight, self.conv.bias, self.norm)
-            return self.fused(x, weight, bias, residual)
+        if self.folds():
+            return self.fused(x, *self.folded(), residual)
+        assert self.norm is not None
         x = self.norm(self.conv(x))
         if not isinstance(self.norm, BatchNormAct3d):
             # Tools such as SyncBatchNorm.convert put a norm here that knows no activation.
             x = activate(x, self.activation)
         return x if residual is None else x + residual
+
+    def folds(self) -> bool:
+        """Tells whether this is one convolution with an activation now."""
+        return self.norm is None or can_fold(self.norm)
+
+    def folded(self) -> tuple[Tensor, Tensor | None]:
+        """Returns the weight and the bias of that convolution."""
+        if self.norm is None:
+            return self.conv.weight, self.conv.bias
+        return fold_norm(self.conv.weight, self.conv.bias, self.norm)
 
     def fused(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None

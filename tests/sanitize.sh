@@ -64,7 +64,7 @@ PYTHON
 if [ $# -eq 0 ]; then
   shopt -s nullglob
   kernels=$root/tests/kernels
-  set -- "$kernels"/test_{depthwise_conv3d,dense_conv3d,pointwise_conv3d,batch_norm_activation,relu_linear_attention}*.py \
+  set -- "$kernels"/test_{depthwise_conv3d,dense_conv3d,pointwise_conv3d,pointwise_depthwise_conv3d,batch_norm_activation,relu_linear_attention}*.py \
     -k "not compil and not export and not opcheck and not autocast and not repeats and not digits and not gradcheck"
 fi
 # On all cores, where pytest-xdist is there.

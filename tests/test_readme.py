@@ -28,6 +28,7 @@ OPERATORS = [
     "relu_linear_attention",
     "relu_linear_attention_qkv",
     "pointwise_conv3d",
+    "pointwise_depthwise_conv3d",
     "batch_norm_activation",
 ]
 
@@ -69,6 +70,19 @@ def _arguments(name: str) -> dict[str, Any]:
             "groups": 1,
             "residual": torch.randn(2, 12, 3, 5, 7),
             "activation": "hardswish",
+        },
+        "pointwise_depthwise_conv3d": {
+            "input": clip,
+            "pointwise_weight": torch.randn(12, 8, 1, 1, 1),
+            "pointwise_bias": torch.randn(12),
+            "weight": torch.randn(12, 1, 3, 3, 3),
+            "bias": torch.randn(12),
+            "stride": (1, 2, 2),
+            "padding": 1,
+            "dilation": 1,
+            "temporal_padding": "causal",
+            "pointwise_activation": "hardswish",
+            "activation": "gelu",
         },
         "batch_norm_activation": {
             "input": clip,

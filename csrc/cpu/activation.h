@@ -163,6 +163,41 @@ __attribute__((noinline)) void activate(Vector<A, L>* v, int count, Activation a
   }
 }
 
+template <class A, int L>
+EVIT_INLINE Vector<A, L> relu_gradient(Vector<A, L> grad, Vector<A, L> v) {
+  return v <= Vector<A, L>{} ? Vector<A, L>{} : grad;
+}
+
+template <class A, int L>
+EVIT_INLINE Vector<A, L> hardswish_gradient(Vector<A, L> grad, Vector<A, L> v) {
+  using V = Vector<A, L>;
+  const V three = broadcast<L>(A(3)), zero = {};
+  const V inside = grad * (v * (A(1) / A(3)) + A(0.5));
+  const V right = v >= three ? grad : inside;
+  return v <= -three ? zero : right;
+}
+
+// The derivatives that are a few instructions, inlined over N vectors. Returns false for the
+// others.
+template <class A, int L, int N>
+EVIT_INLINE bool differentiate_inline(Vector<A, L> (&grad)[N], const Vector<A, L> (&v)[N],
+                                      Activation activation) {
+  switch (activation) {
+    case Activation::kNone:
+      return true;
+    case Activation::kRelu:
+      EVIT_UNROLL
+      for (int i = 0; i < N; ++i) grad[i] = relu_gradient<A, L>(grad[i], v[i]);
+      return true;
+    case Activation::kHardswish:
+      EVIT_UNROLL
+      for (int i = 0; i < N; ++i) grad[i] = hardswish_gradient<A, L>(grad[i], v[i]);
+      return true;
+    default:
+      return false;
+  }
+}
+
 // Multiplies `grad` by the derivative of the activation at `v`, `count` vectors in place.
 // At the kinks the derivative is PyTorch's: relu'(0) = 0, relu6' is 0 at 0 and 6.
 template <class A, int L>
@@ -175,7 +210,7 @@ __attribute__((noinline)) void differentiate(Vector<A, L>* grad, const Vector<A,
     case Activation::kNone:
       return;
     case Activation::kRelu:
-      for (int i = 0; i < count; ++i) grad[i] = v[i] <= zero ? zero : grad[i];
+      for (int i = 0; i < count; ++i) grad[i] = relu_gradient<A, L>(grad[i], v[i]);
       return;
     case Activation::kRelu6: {
       const V six = broadcast<L>(A(6));
@@ -185,15 +220,9 @@ __attribute__((noinline)) void differentiate(Vector<A, L>* grad, const Vector<A,
       }
       return;
     }
-    case Activation::kHardswish: {
-      const V three = broadcast<L>(A(3));
-      for (int i = 0; i < count; ++i) {
-        const V inside = grad[i] * (v[i] * (A(1) / A(3)) + A(0.5));
-        const V right = v[i] >= three ? grad[i] : inside;
-        grad[i] = v[i] <= -three ? zero : right;
-      }
+    case Activation::kHardswish:
+      for (int i = 0; i < count; ++i) grad[i] = hardswish_gradient<A, L>(grad[i], v[i]);
       return;
-    }
     case Activation::kGelu:
       for (int i = 0; i < count; ++i) {
         const V cdf = A(0.5) * (A(1) + erf_of<L>(v[i] * K::kRootHalf));

@@ -166,31 +166,6 @@ EVIT_INLINE void normalise(const RowJob<S>& job, const S* x, S* y, int64_t c) {
 
 // ---- backward ----
 
-template <class A, int L, int N>
-EVIT_INLINE bool differentiate_inline(Vector<A, L> (&grad)[N], const Vector<A, L> (&v)[N],
-                                      Activation activation) {
-  using V = Vector<A, L>;
-  const V zero = {}, three = broadcast<L>(A(3));
-  switch (activation) {
-    case Activation::kNone:
-      return true;
-    case Activation::kRelu:
-      EVIT_UNROLL
-      for (int i = 0; i < N; ++i) grad[i] = v[i] <= zero ? zero : grad[i];
-      return true;
-    case Activation::kHardswish:
-      EVIT_UNROLL
-      for (int i = 0; i < N; ++i) {
-        const V inside = grad[i] * (v[i] * (A(1) / A(3)) + A(0.5));
-        const V right = v[i] >= three ? grad[i] : inside;
-        grad[i] = v[i] <= -three ? zero : right;
-      }
-      return true;
-    default:
-      return false;
-  }
-}
-
 // x - mean, and the gradient before the activation, of N vectors whose parameters stand at
 // `columns`.
 template <class S, Activation kAct, int N>

@@ -1,9 +1,9 @@
-// A ring of source frames, a few slabs of channels each, unpacked to the accumulation type.
+// Source rows of a few slabs of channels each, unpacked to the accumulation type.
 //
 // The kernels read every source element many times. In a channels-last tensor the columns of one
 // slab lie C elements apart, often a multiple of the cache's period, so they would evict each
 // other; and 16-bit storage would be converted at every read. Copied once into dense slabs, with
-// zero columns at both ends, a frame is read from L1, needs no bounds checks and no conversions.
+// zero columns at both ends, a row is read from cache, needs no bounds checks and no conversions.
 // Several slabs are copied together because memory is several times faster where whole runs of
 // cache lines are read.
 #pragma once
@@ -18,34 +18,89 @@ constexpr int64_t kGroup = 4;
 // How many cache lines ahead the source is fetched: the processor alone finds too few of them.
 constexpr int64_t kAhead = 96;
 
+// Rows of a few slabs, unpacked: (row, slab, column, L), with `left` and `right` zero columns
+// around each.
 template <class S>
-class FrameRing {
+class UnpackedRows {
  public:
   static constexpr int L = kLanes<S>;
 
+  UnpackedRows(int64_t rows, int64_t width, int64_t left, int64_t right, int64_t slabs)
+      : width_(width),
+        left_(left),
+        slab_stride_((left + width + right) * L),
+        row_stride_(slab_stride_ * slabs),
+        data_(rows * row_stride_) {
+    if (!ok()) return;
+    for (int64_t i = 0; i < rows * slabs; ++i) {
+      Acc<S>* p = data_.data() + i * slab_stride_;
+      for (int64_t j = 0; j < left * L; ++j) p[j] = 0;
+      for (int64_t j = (left + width) * L; j < slab_stride_; ++j) p[j] = 0;
+    }
+  }
+
+  bool ok() const { return data_.ok(); }
+
+  // Elements from a row of one slab to the same row of the next, and from a row to the next.
+  int64_t slab_stride() const { return slab_stride_; }
+  int64_t row_stride() const { return row_stride_; }
+
+  // The first column (after the zeros on the left) of a row, first slab.
+  const Acc<S>* at(int64_t row) const { return data_.data() + row * row_stride_ + left_ * L; }
+
+  Acc<S>* at(int64_t row) { return data_.data() + row * row_stride_ + left_ * L; }
+
+  // Unpacks a row of `channels` whose columns lie `stride` elements apart.
+  void copy(int64_t row, const S* from, int64_t stride, int64_t channels) {
+    Acc<S>* to = data_.data() + row * row_stride_ + left_ * L;
+    if (channels == kGroup * L)
+      copy_slabs<kGroup>(from, stride, to);
+    else if (channels == 2 * L)
+      copy_slabs<2>(from, stride, to);
+    else if (channels == L)
+      copy_slabs<1>(from, stride, to);
+    else
+      copy_some(from, stride, channels, to);
+  }
+
+ private:
+  template <int Slabs>
+  void copy_slabs(const S* from, int64_t stride, Acc<S>* to) const {
+    for (int64_t w = 0; w < width_; ++w, from += stride, to += L) {
+      EVIT_UNROLL
+      for (int g = 0; g < Slabs; ++g) __builtin_prefetch(from + kAhead / Slabs * stride + g * L);
+      EVIT_UNROLL
+      for (int g = 0; g < Slabs; ++g) store<L>(to + g * slab_stride_, load<L>(from + g * L));
+    }
+  }
+
+  void copy_some(const S* from, int64_t stride, int64_t channels, Acc<S>* to) const {
+    for (int64_t w = 0; w < width_; ++w, from += stride, to += L)
+      for (int64_t c = 0; c < channels; c += L) {
+        const int lanes = static_cast<int>(smaller(L, channels - c));
+        store<L>(to + c / L * slab_stride_, load_part<L>(from + c, lanes));
+      }
+  }
+
+  int64_t width_, left_, slab_stride_, row_stride_;
+  Buffer<Acc<S>> data_;
+};
+
+// A ring of frames.
+template <class S>
+class FrameRing {
+ public:
   // `slots` consecutive frames of up to `rows` rows of `width` columns of `slabs` slabs, with
   // `left` and `right` zero columns around each row.
   FrameRing(int64_t slots, int64_t rows, int64_t width, int64_t left, int64_t right, int64_t slabs)
       : slots_(slots),
         rows_(rows),
-        width_(width),
-        left_(left),
-        slab_stride_((left + width + right) * L),
-        row_stride_(slab_stride_ * slabs),
         frame_of_(slots),
-        data_(slots * rows * row_stride_) {
-    if (!ok()) return;
-    for (int64_t row = 0; row < slots * rows * slabs; ++row) {
-      Acc<S>* p = data_.data() + row * slab_stride_;
-      for (int64_t i = 0; i < left * L; ++i) p[i] = 0;
-      for (int64_t i = (left + width) * L; i < slab_stride_; ++i) p[i] = 0;
-    }
-  }
+        data_(slots * rows, width, left, right, slabs) {}
 
   bool ok() const { return frame_of_.ok() && data_.ok(); }
-
-  // Elements from a row of one slab to the same row of the next.
-  int64_t slab_stride() const { return slab_stride_; }
+  int64_t slab_stride() const { return data_.slab_stride(); }
+  int64_t row_stride() const { return data_.row_stride(); }
 
   // Forgets all frames: what follows are other slabs, another tile or another sample.
   // Rows [first_row, first_row + count) of the source will be held, `channels` of them from
@@ -62,54 +117,21 @@ class FrameRing {
   bool holds(int64_t frame) const { return frame_of_[frame % slots_] == frame; }
   const S* source(int64_t frame) const { return source_ + frame * strides_[1]; }
 
-  // The first column (after the zeros on the left) of the first row of a frame, first slab; reads
-  // the frame if need be.
+  // The first row of a frame; reads the frame if need be.
   const Acc<S>* frame(int64_t frame) {
     const int64_t slot = frame % slots_;
-    if (frame_of_[slot] != frame) fill(slot, frame);
-    return data_.data() + slot * rows_ * row_stride_ + left_ * L;
+    if (frame_of_[slot] != frame) {
+      frame_of_[slot] = frame;
+      for (int64_t r = 0; r < count_; ++r)
+        data_.copy(slot * rows_ + r, source(frame) + r * strides_[2], strides_[3], channels_);
+    }
+    return data_.at(slot * rows_);
   }
-
-  // Elements from a row to the next.
-  int64_t row_stride() const { return row_stride_; }
 
  private:
-  void fill(int64_t slot, int64_t frame) {
-    frame_of_[slot] = frame;
-    for (int64_t r = 0; r < count_; ++r) {
-      const S* from = source_ + frame * strides_[1] + r * strides_[2];
-      Acc<S>* to = data_.data() + (slot * rows_ + r) * row_stride_ + left_ * L;
-      if (channels_ == kGroup * L)
-        copy_row<kGroup>(from, to);
-      else if (channels_ == L)
-        copy_row<1>(from, to);
-      else
-        copy_some(from, to);
-    }
-  }
-
-  template <int Slabs>
-  void copy_row(const S* from, Acc<S>* to) const {
-    for (int64_t w = 0; w < width_; ++w, from += strides_[3], to += L) {
-      EVIT_UNROLL
-      for (int g = 0; g < Slabs; ++g)
-        __builtin_prefetch(from + kAhead / Slabs * strides_[3] + g * L);
-      EVIT_UNROLL
-      for (int g = 0; g < Slabs; ++g) store<L>(to + g * slab_stride_, load<L>(from + g * L));
-    }
-  }
-
-  void copy_some(const S* from, Acc<S>* to) const {
-    for (int64_t w = 0; w < width_; ++w, from += strides_[3], to += L)
-      for (int64_t c = 0; c < channels_; c += L) {
-        const int lanes = static_cast<int>(smaller(L, channels_ - c));
-        store<L>(to + c / L * slab_stride_, load_part<L>(from + c, lanes));
-      }
-  }
-
-  int64_t slots_, rows_, width_, left_, slab_stride_, row_stride_;
+  int64_t slots_, rows_;
   Buffer<int64_t> frame_of_;
-  Buffer<Acc<S>> data_;
+  UnpackedRows<S> data_;
   const S* source_ = nullptr;
   const int64_t* strides_ = nullptr;
   int64_t count_ = 0, channels_ = 0;

@@ -138,7 +138,7 @@ inline void dense_strides(const int64_t* size, int64_t channels, int64_t* stride
   strides[0] = strides[1] * size[0];
 }
 
-constexpr int64_t kRingBytes = 512 * 1024;  // of unpacked frames, to stay in a core's L2 cache
+constexpr int64_t kRingBytes = 512 * 1024;  // of unpacked rows, to stay in a core's L2 cache
 
 // Destination rows of one tile: as many as keep the ring in cache, evenly spread. From shapes
 // alone.

@@ -3,9 +3,8 @@
 // is loaded once per tap row and used for all its horizontal taps.
 #pragma once
 
-#include "activation.h"
+#include "depthwise_conv3d_finish.h"
 #include "depthwise_conv3d_pack.h"
-#include "simd.h"
 
 namespace {
 
@@ -36,13 +35,7 @@ struct FrameJob {
   int64_t stride;
   int64_t dilation;
   int64_t padding;
-  const Acc<S>* bias;   // (L) or null
-  const S* multiplier;  // null, or like the destination: store multiplier * act'(sum)
-  evit::Activation activation;
-  S* destination;
-  int64_t row_stride;       // of destination and multiplier, in elements
-  int64_t column_stride;    // likewise
-  int lanes;                // channels of this slab that exist
+  Target<S> target;
   const S* next;            // this slab of the source frame to be read next, or null
   int64_t next_row_stride;  // in elements
   int64_t next_column_stride;
@@ -83,40 +76,6 @@ EVIT_INLINE void for_each_block(int64_t width, F&& block) {
   if (w < width) block(Width<1>{}, w);
 }
 
-template <class S, int N>
-EVIT_INLINE void finish(const FrameJob<S>& job, int64_t h, int64_t w,
-                        const Vector<Acc<S>, kLanes<S>> (&totals)[N]) {
-  constexpr int L = kLanes<S>;
-  using V = Vector<Acc<S>, L>;
-  V sums[N];
-  V bias = {};
-  if (job.bias != nullptr) bias = load<L>(job.bias);
-  EVIT_UNROLL
-  for (int i = 0; i < N; ++i) sums[i] = totals[i] + bias;
-  const int64_t offset = h * job.row_stride + w * job.column_stride;
-  S* out = job.destination + offset;
-  if (job.multiplier == nullptr && job.lanes == L &&
-      activate_inline<Acc<S>, L>(sums, job.activation)) {
-    EVIT_UNROLL
-    for (int i = 0; i < N; ++i) store<L>(out + i * job.column_stride, sums[i]);
-    return;
-  }
-  // A copy: the address that goes to an out-of-line function must not be that of the accumulators,
-  // or the compiler keeps them in memory for the whole block.
-  V values[N];
-  for (int i = 0; i < N; ++i) values[i] = sums[i];
-  if (job.multiplier != nullptr) {
-    V grads[N];
-    for (int i = 0; i < N; ++i)
-      grads[i] = load_part<L>(job.multiplier + offset + i * job.column_stride, job.lanes);
-    differentiate<Acc<S>, L>(grads, values, N, job.activation);
-    for (int i = 0; i < N; ++i) values[i] = grads[i];
-  } else {
-    activate<Acc<S>, L>(values, N, job.activation);
-  }
-  for (int i = 0; i < N; ++i) store_part<L>(out + i * job.column_stride, values[i], job.lanes);
-}
-
 // Destination columns [w, w + B) gather from source columns w * KS - padding + (0 .. KW - 1).
 template <class S, int KW, int KS, int B>
 EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
@@ -127,9 +86,10 @@ EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
   for (int i = 0; i < B; ++i) sums[i] = V{};  // not `= {}`, which becomes a memset of the stack
   const TapList<Acc<S>> list = job.lists[h];
   const int64_t x0 = (w * KS - job.padding) * L + job.source_offset;
-  S* const out = job.destination + h * job.row_stride + w * job.column_stride;
+  const int64_t offset = job.target.offset(0, h, w);
+  S* const out = job.target.destination + offset;
   EVIT_UNROLL
-  for (int i = 0; i < B; ++i) __builtin_prefetch(out + i * job.column_stride, 1);
+  for (int i = 0; i < B; ++i) __builtin_prefetch(out + i * job.target.column_stride, 1);
   if (KS == 1 && job.next != nullptr) {
     const S* next = job.next + h * KS * job.next_row_stride + w * KS * job.next_column_stride;
     EVIT_UNROLL
@@ -154,7 +114,7 @@ EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
         if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B) sums[(j - k) / KS] += x * taps[k];
     }
   }
-  finish<S, B>(job, h, w, sums);
+  finish<S, B>(job.target, offset, sums);
 }
 
 // Data gradient of stride 2: destination column d receives from source column j where
@@ -186,7 +146,7 @@ EVIT_INLINE void scatter_block(const FrameJob<S>& job, int64_t h, int64_t w) {
       }
     }
   }
-  finish<S, B>(job, h, w, sums);
+  finish<S, B>(job.target, job.target.offset(0, h, w), sums);
 }
 
 // Any kernel, stride and dilation, one column at a time.
@@ -209,7 +169,7 @@ void plain_frame(const FrameJob<S>& job) {
           sum[0] += load<L>(list.taps[t].row + job.source_offset + x * L) *
                     load<L>(list.taps[t].weight + job.weight_offset + k * L);
       }
-      finish<S, 1>(job, h, w, sum);
+      finish<S, 1>(job.target, job.target.offset(0, h, w), sum);
     }
 }
 

@@ -29,20 +29,12 @@ struct Product {
   int32_t num_threads;
 };
 
-// One panel of one group's matrix as (depth, kPanel vectors of width), zeros beyond the width.
+// One panel of one group's matrix.
 template <class S>
 void pack_panel(const Product<S>& p, int64_t group, int64_t panel, Acc<S>* packed) {
-  constexpr int64_t W = kPanel * kLanes<S>;
-  for (int64_t lane = 0; lane < W; ++lane) {
-    const int64_t column = panel * W + lane;
-    if (column < p.width) {
-      const S* from = p.weight + group * p.weight_group + column * p.weight_row;
-      for (int64_t k = 0; k < p.depth; ++k)
-        packed[k * W + lane] = load<1>(from + k * p.weight_column)[0];
-    } else {
-      for (int64_t k = 0; k < p.depth; ++k) packed[k * W + lane] = 0;
-    }
-  }
+  const int64_t first = panel * kPanel * kLanes<S>;
+  pack_panel(p.weight + group * p.weight_group + first * p.weight_row, p.weight_row,
+             p.weight_column, p.depth, p.width - first, packed);
 }
 
 // Where a tile of results goes: destination channels from `channel` on, of which `lanes` exist.

@@ -26,12 +26,15 @@ class Rows {
   bool ok() const { return copy_.ok(); }
   int64_t stride() const { return width_; }
 
-  const Acc<S>* at(int64_t first, int64_t count) {
+  const Acc<S>* at(int64_t first, int64_t count) { return read(source_ + first * stride_, count); }
+
+  // The same of rows that begin elsewhere.
+  const Acc<S>* read(const S* source, int64_t count) {
     if constexpr (sizeof(S) == sizeof(Acc<S>)) {
-      if (!copies_) return source_ + first * stride_;
+      if (!copies_) return source;
     }
     for (int64_t r = 0; r < count; ++r) {
-      const S* from = source_ + (first + r) * stride_;
+      const S* from = source + r * stride_;
       Acc<S>* to = copy_.data() + r * width_;
       int64_t c = 0;
       for (; c + L <= channels_; c += L) store<L>(to + c, load<L>(from + c));

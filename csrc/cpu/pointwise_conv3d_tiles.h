@@ -18,6 +18,18 @@ constexpr int kPanel = 2;  // vectors of output channels of one tile
 constexpr int64_t kDepth = 256;
 constexpr int64_t kTerms = 64;  // of the weight gradient
 
+// Columns of a matrix as (depth, kPanel vectors), zeros beyond the `columns` that exist. `row` and
+// `column` are the strides along depth and along columns.
+template <class S>
+void pack_panel(const S* from, int64_t column, int64_t row, int64_t depth, int64_t columns,
+                Acc<S>* packed) {
+  constexpr int64_t W = kPanel * kLanes<S>;
+  for (int64_t lane = 0; lane < W; ++lane) {
+    for (int64_t k = 0; k < depth; ++k)
+      packed[k * W + lane] = lane < columns ? load<1>(from + lane * column + k * row)[0] : 0;
+  }
+}
+
 // sums[m][n] = sum over k of a[m * stride + k] * panel[k][n]: M tokens, the first N vectors of a
 // panel.
 template <class A, int M, int N>

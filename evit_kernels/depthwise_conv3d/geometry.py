@@ -86,30 +86,34 @@ def make(
     padding: int | Sequence[int],
     dilation: int | Sequence[int],
     temporal_padding: str,
+    where: str = NAME,
 ) -> Geometry:
-    """Checks the arguments of a call, as the public docstring says, and returns its geometry."""
-    _checks.tensor(input, NAME, "input")
-    _checks.tensor(weight, NAME, "weight")
-    _checks.rank(input, 5, NAME, "input", "(B, C, T, H, W)")
-    _checks.rank(weight, 5, NAME, "weight", "(C, 1, k_t, k_h, k_w)")
-    _checks.floating(input, NAME, "input")
-    _checks.same_kind(weight, input, NAME, "weight", "input")
+    """Checks the arguments of a call, as the public docstring says, and returns its geometry.
+
+    where: the operator that errors name.
+    """
+    _checks.tensor(input, where, "input")
+    _checks.tensor(weight, where, "weight")
+    _checks.rank(input, 5, where, "input", "(B, C, T, H, W)")
+    _checks.rank(weight, 5, where, "weight", "(C, 1, k_t, k_h, k_w)")
+    _checks.floating(input, where, "input")
+    _checks.same_kind(weight, input, where, "weight", "input")
     channels = input.shape[1]
     if weight.shape[0] != channels:
-        raise ValueError(f"{NAME}: weight has {weight.shape[0]} channels, input has {channels}")
+        raise ValueError(f"{where}: weight has {weight.shape[0]} channels, input has {channels}")
     if weight.shape[1] != 1:
         raise ValueError(
-            f"{NAME}: weight must have one input channel per group, (C, 1, k_t, k_h, k_w), "
+            f"{where}: weight must have one input channel per group, (C, 1, k_t, k_h, k_w), "
             f"got {tuple(weight.shape)}"
         )
-    _check_bias(bias, input)
-    _checks.non_empty_space(input, NAME, "input")
+    _check_bias(bias, input, where)
+    _checks.non_empty_space(input, where, "input")
     kernel = (weight.shape[2], weight.shape[3], weight.shape[4])
     if min(kernel) < 1 or max(kernel) > MAX_KERNEL:
         raise ValueError(
-            f"{NAME}: weight's kernel must be 1 to {MAX_KERNEL} in every axis, got {kernel}"
+            f"{where}: weight's kernel must be 1 to {MAX_KERNEL} in every axis, got {kernel}"
         )
-    return window(NAME, input, weight, stride, padding, dilation, temporal_padding)
+    return window(where, input, weight, stride, padding, dilation, temporal_padding)
 
 
 def window(
@@ -147,11 +151,11 @@ def window(
     return geometry
 
 
-def _check_bias(bias: Tensor | None, input: Tensor) -> None:
+def _check_bias(bias: Tensor | None, input: Tensor, where: str) -> None:
     if bias is None:
         return
-    _checks.tensor(bias, NAME, "bias")
-    _checks.rank(bias, 1, NAME, "bias", "(C,)")
+    _checks.tensor(bias, where, "bias")
+    _checks.rank(bias, 1, where, "bias", "(C,)")
     if bias.shape[0] != input.shape[1]:
-        raise ValueError(f"{NAME}: bias has {bias.shape[0]} channels, input has {input.shape[1]}")
-    _checks.same_kind(bias, input, NAME, "bias", "input")
+        raise ValueError(f"{where}: bias has {bias.shape[0]} channels, input has {input.shape[1]}")
+    _checks.same_kind(bias, input, where, "bias", "input")

@@ -121,14 +121,14 @@ def _readable(input: Tensor) -> tuple[Tensor, bool]:
 def _planned(
     x: Tensor, planar: bool, geometry: Geometry, activation: str
 ) -> tuple[tuple[int, ...], bytes]:
-    return _plan(
+    return plan(
         DTYPES[x.dtype], x.shape, x.stride(), planar, geometry, activation, torch.get_num_threads()
     )
 
 
 # Remembered because a call of a small network layer costs no more than working these out.
 @lru_cache(maxsize=1024)
-def _plan(
+def plan(
     dtype: int,
     shape: torch.Size,
     strides: tuple[int, ...],
@@ -137,7 +137,10 @@ def _plan(
     activation: str,
     threads: int,
 ) -> tuple[tuple[int, ...], bytes]:
-    """Returns the size of the output, and the problem as the core takes it."""
+    """Returns the size of the output, and the problem as the core takes it.
+
+    shape, strides: of the input.
+    """
     size = geometry.output_size(shape[2:])
     problem = core().depthwise_conv3d_problem(
         dtype,

@@ -22,6 +22,7 @@ OPERATORS = (
     "depthwise_conv3d",
     "relu_linear_attention_qkv",
     "pointwise_conv3d",
+    "pointwise_depthwise_conv3d",
     "batch_norm_activation",
 )
 # A backend is worth measuring in a model where it serves one of these.

@@ -13,6 +13,7 @@ from evit_kernels import (
     batch_norm_activation,
     depthwise_conv3d,
     pointwise_conv3d,
+    pointwise_depthwise_conv3d,
     relu_linear_attention_qkv,
 )
 from evit_models.cli.common import UserError, random_model
@@ -95,6 +96,8 @@ def operator_peers(
         ours, theirs, weights = _attention(channels, head_dim, backend)
     elif name == "pointwise_conv3d":
         ours, theirs, weights = _pointwise(channels, backend)
+    elif name == "pointwise_depthwise_conv3d":
+        ours, theirs, weights = _pointwise_depthwise(channels, kernel, backend)
     else:
         ours, theirs, weights = _norm(channels, backend)
     x = torch.randn(shape, dtype=dtype, device=device)
@@ -167,6 +170,38 @@ def _pointwise(channels: int, backend: str | None) -> tuple[Operator, Operator, 
 
     def theirs(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.hardswish(F.conv3d(x, weight, bias))
+
+    return ours, theirs, weights
+
+
+def _pointwise_depthwise(
+    channels: int, kernel: int, backend: str | None
+) -> tuple[Operator, Operator, list[Tensor]]:
+    """With four times the channels after the first convolution, as in most networks."""
+    padding, wide = kernel // 2, 4 * channels
+    weights = [
+        torch.randn(wide, channels, 1, 1, 1) / channels**0.5,
+        torch.randn(wide),
+        torch.randn(wide, 1, kernel, kernel, kernel) / kernel**1.5,
+        torch.randn(wide),
+    ]
+
+    def ours(x: Tensor, first: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return pointwise_depthwise_conv3d(
+            x,
+            first,
+            shift,
+            weight,
+            bias,
+            padding=padding,
+            pointwise_activation="hardswish",
+            activation="hardswish",
+            backend=backend,
+        )
+
+    def theirs(x: Tensor, first: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        middle = F.hardswish(F.conv3d(x, first, shift))
+        return F.hardswish(F.conv3d(middle, weight, bias, padding=padding, groups=wide))
 
     return ours, theirs, weights
 

@@ -179,6 +179,7 @@ OPERATORS = {
     "depthwise_conv3d": (),
     "relu_linear_attention_qkv": ("--head-dim", 8),
     "pointwise_conv3d": (),
+    "pointwise_depthwise_conv3d": (),
     "batch_norm_activation": (),
 }
 

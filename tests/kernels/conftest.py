@@ -13,7 +13,7 @@ import torch
 import torch.utils.deterministic
 from placement import Placement
 
-from evit_kernels import _native
+from evit_kernels import _calls, _native
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 INSTRUCTION_SETS = tuple(_native.core().instruction_sets()) if _native.failure() is None else ()
@@ -67,7 +67,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     Every test of such an operator also runs on a GPU where there is one, and by Triton's
     interpreter where that is asked for.
     """
-    operator = next((o for o in emulation.OPERATORS if o in metafunc.module.__name__), None)
+    name = metafunc.module.__name__.removeprefix("test_")
+    operator = next((o for o in emulation.OPERATORS if name.startswith(o)), None)
     places: list[Placement] = []
     if operator and metafunc.definition.get_closest_marker("on_cpu") is None:
         places = placement.placements(operator)
@@ -100,5 +101,7 @@ def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     core = _native.core()
     before = core.instruction_set()
     core.set_instruction_set(request.param)
+    _calls.forget()  # what is known of a call may be that of another instruction set
     yield request.param
     core.set_instruction_set(before)
+    _calls.forget()

@@ -15,6 +15,7 @@ from evit_kernels import (
     dense_conv3d,
     depthwise_conv3d,
     pointwise_conv3d,
+    pointwise_depthwise_conv3d,
     relu_linear_attention,
     relu_linear_attention_qkv,
 )
@@ -73,6 +74,14 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None) -> 
     return pointwise_conv3d(x, weight, bias, activation="hardswish", backend=backend)
 
 
+def _pointwise_depthwise(
+    x: Tensor, first: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, backend: str | None
+) -> Tensor:
+    return pointwise_depthwise_conv3d(
+        x, first, shift, weight, bias, padding=1, pointwise_activation="silu", backend=backend
+    )
+
+
 def _dense(x: Tensor, weight: Tensor, bias: Tensor, backend: str | None) -> Tensor:
     return dense_conv3d(x, weight, bias, (1, 2, 2), 1, activation="hardswish", backend=backend)
 
@@ -104,6 +113,12 @@ CALLS = [
     ),
     Call("attention-separate", "relu_linear_attention", ((2, 3, 301, 32),) * 3, _separate),
     Call("pointwise", "pointwise_conv3d", ((2, 24, 3, 7, 8), (40, 24, 1, 1, 1), (40,)), _pointwise),
+    Call(
+        "pointwise-depthwise",
+        "pointwise_depthwise_conv3d",
+        ((2, 24, 3, 7, 8), (40, 24, 1, 1, 1), (40,), (40, 1, 3, 3, 3), (40,)),
+        _pointwise_depthwise,
+    ),
     Call("dense", "dense_conv3d", ((2, 3, 4, 16, 18), (16, 3, 3, 3, 3), (16,)), _dense),
     Call("batch-norm", "batch_norm_activation", ((3, 24, 3, 7, 8), (24,), (24,)), _norm),
 ]

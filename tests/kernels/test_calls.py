@@ -17,6 +17,7 @@ from evit_kernels import (
     _calls,
     depthwise_conv3d,
     pointwise_conv3d,
+    pointwise_depthwise_conv3d,
     relu_linear_attention_qkv,
 )
 
@@ -59,6 +60,17 @@ def cases() -> list[Case]:
             torch.randn(6, 8, 1, 1, 1),
             torch.randn(6),
             rows(2, 6, 3, 5, 4),
+        ),
+        Case(
+            "pointwise_depthwise_conv3d",
+            lambda x, v, a, w, b: pointwise_depthwise_conv3d(
+                x, v, a, w, b, (1, 2, 2), 1, activation="silu", backend="native"
+            ),
+            x,
+            torch.randn(6, 8, 1, 1, 1),
+            torch.randn(6),
+            torch.randn(6, 1, 3, 3, 3),
+            torch.randn(6),
         ),
         Case(
             "relu_linear_attention_qkv",

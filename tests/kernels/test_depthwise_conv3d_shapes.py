@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from accuracy import BACKWARD, FORWARD, assert_accurate
@@ -60,6 +62,40 @@ def test_any_call_equals_pytorch(case: Case) -> None:
 @given(case=cases(dtypes=(torch.float32,), largest=24))
 def test_longer_rows_equal_pytorch(case: Case) -> None:
     _assert_equals_pytorch(case)
+
+
+# Clips and rows too long for a cache, which are cut along time, channels or both.
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(1, 70, (21, 5, 57), (3, 3, 3), padding=(1, 1, 1), temporal_padding="causal"),
+        Case(1, 40, (19, 6, 66), (5, 5, 5), (1, 2, 2), (2, 2, 2), temporal_padding="replicate"),
+        Case(1, 40, (3, 5, 400), (3, 3, 3), (1, 2, 2), (1, 1, 1), dtype=torch.bfloat16),
+        Case(2, 18, (4, 3, 1200), (5, 5, 5), padding=(2, 2, 2)),
+        # The last tile of frames lies in the padding: it reads nothing.
+        Case(1, 64, (20, 4, 100), (3, 3, 3), padding=(10, 1, 1)),
+    ],
+    ids=Case.label,
+)
+def test_long_clips_and_rows_equal_pytorch(case: Case, instruction_set: str) -> None:
+    _assert_equals_pytorch(replace(case, activation="hardswish"))
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_rows_of_every_width_equal_pytorch(kernel: int, instruction_set: str) -> None:
+    for width in range(1, 30):
+        for step in (1, 2):
+            _assert_equals_pytorch(
+                Case(
+                    1,
+                    17,
+                    (3, 2, width),
+                    (kernel,) * 3,
+                    (1, 1, step),
+                    # Sometimes as much as keeps the width, sometimes less.
+                    (kernel // 2, kernel // 2, kernel // 2 - (width >= kernel and width % 3 == 0)),
+                )
+            )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -17,6 +17,7 @@ NAN, INF = float("nan"), float("inf")
 BUSY = [
     Case(2, 72, (6, 30, 30), (3, 3, 3), padding=(1, 1, 1), activation="hardswish"),
     Case(1, 40, (5, 41, 37), (5, 5, 5), stride=(2, 2, 2), padding=(2, 2, 2), activation="gelu"),
+    Case(1, 72, (20, 10, 58), (3, 3, 3), padding=(1, 1, 1), activation="hardswish"),
     Case(1, 33, (8, 20, 21), (3, 5, 4), stride=(1, 3, 1), padding=(1, 0, 2), dilation=(1, 2, 1)),
     Case(3, 16, (4, 24, 24), (5, 3, 3), padding=(0, 1, 1), temporal_padding="causal"),
 ]

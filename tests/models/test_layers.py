@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from plain2d import relative_error
 from torch import nn
 
-from evit_models import layers
+from evit_models import blocks, layers
 from evit_models.blocks import Block, DSConv, LiteMLA, MBConv, drop_path
 from evit_models.layers import (
     DenseConv3d,
@@ -196,6 +196,62 @@ def test_block_without_residual_has_none():
     again.load_state_dict(block.state_dict())
     assert isinstance(block, Block)
     assert relative_error(again(x), block(x) + x) < 1e-6
+
+
+def _counted(monkeypatch):
+    """Counts the calls of the operator that does two convolutions at once."""
+    calls = []
+    fused = blocks.pointwise_depthwise_conv3d
+    monkeypatch.setattr(
+        blocks,
+        "pointwise_depthwise_conv3d",
+        lambda *tensors, **options: calls.append(1) or fused(*tensors, **options),
+    )
+    return calls
+
+
+@pytest.mark.parametrize("fewer_norm", [False, True])
+def test_bottleneck_expands_and_filters_at_once_with_the_same_bits(fewer_norm, monkeypatch):
+    torch.manual_seed(0)
+    calls = _counted(monkeypatch)
+    block = MBConv(8, 8, STYLE, expand_ratio=4, fewer_norm=fewer_norm, residual=True)
+    block = randomized(block).eval()
+    x = torch.randn(2, 8, 5, 9, 11).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        expected = block.project(block.depthwise(block.expand(x)), x)
+        assert not calls
+        assert torch.equal(block(x), expected)
+        assert calls
+    # With gradients too, and what lies between is there for them.
+    torch.testing.assert_close(block(x), expected, rtol=0, atol=0)
+
+
+def test_bottleneck_steps_aside_for_hooks_replacements_backends_and_batch_statistics(monkeypatch):
+    torch.manual_seed(0)
+    calls = _counted(monkeypatch)
+    block = randomized(MBConv(8, 8, STYLE, expand_ratio=4)).eval()
+    x = torch.randn(1, 8, 4, 6, 7)
+    with torch.no_grad():
+        expected = block(x)
+        assert len(calls) == 1
+        seen = []
+        handle = block.expand.register_forward_hook(lambda *args: seen.append(args[-1].shape))
+        assert torch.equal(block(x), expected)
+        assert seen == [(1, 32, 4, 6, 7)]
+        handle.remove()
+        block.depthwise.conv.backend = "reference"
+        torch.testing.assert_close(block(x), expected)
+        block.depthwise.conv.backend = None
+        wrapped = nn.Sequential(block.expand)
+        block.expand, kept = wrapped, block.expand
+        assert torch.equal(block(x), expected)
+        block.expand = kept
+        block.train()
+        block(x)
+        assert len(calls) == 1
+        block.eval()
+        block(x)
+    assert len(calls) == 2
 
 
 def test_activations_are_those_of_the_operators():

@@ -1,5 +1,7 @@
 // Compares every operator of the core with plain loops in double, without Python and without torch:
 // for machines where those are not at hand, such as an emulator.
+#include "selfcheck.h"
+
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -8,52 +10,12 @@
 #include "evit/cpu.h"
 #include "evit/dense_conv3d.h"
 #include "evit/depthwise_conv3d.h"
-#include "evit/pointwise_conv3d.h"
 #include "evit/relu_linear_attention.h"
-#include "storage.h"
+#include "selfcheck_pointwise.h"
 
 namespace {
 
-using namespace selfcheck;
-using evit::Activation;
-using Values = std::vector<double>;
-
-int failures = 0;
-
-void require(evit::Status status, const char* what) {
-  if (status.ok()) return;
-  std::printf("%s: %s\n", what, status.message);
-  std::exit(1);
-}
-
-// The norm of the difference, relative to that of the expected values, in units of the type.
-template <class T>
-void compare(const std::vector<T>& got, const Values& expected, double unit, const char* what) {
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < expected.size(); ++i) {
-    difference += std::pow(decode(got[i]) - expected[i], 2);
-    size += expected[i] * expected[i];
-  }
-  const double units = std::sqrt(difference / size) / unit;
-  if (units <= 16) return;  // false for NaN too
-  std::printf("FAILED %s: %.3g units in the last place\n", what, units);
-  ++failures;
-}
-
-double hardswish(double x) {
-  return x * std::fmin(std::fmax(x + 3, 0.0), 6.0) / 6;
-}
-
-double hardswish_slope(double x) {
-  return x <= -3 ? 0 : x >= 3 ? 1 : x / 3 + 0.5;
-}
-
 // ---- depthwise convolution ----
-
-struct Window {
-  int64_t channels, in[3], kernel[3], stride[3];
-  bool clamp;
-};
 
 // Calls visit(output element, input element, weight element) for every product; channels innermost.
 void each_product(const evit::DepthwiseConv3dProblem& p,
@@ -81,27 +43,10 @@ void each_product(const evit::DepthwiseConv3dProblem& p,
 
 template <class S>
 void check_depthwise(const Window& window, int threads) {
-  evit::DepthwiseConv3dProblem p = {};
-  p.dtype = Kind<S>::dtype;
-  p.activation = Activation::kHardswish;
-  p.clamp_time = window.clamp;
-  p.num_threads = threads;
-  p.batch = 2;
-  p.channels = window.channels;
-  int64_t inputs = p.batch * p.channels, outputs = inputs, taps = 1;
-  for (int axis = 0; axis < 3; ++axis) {
-    p.in[axis] = window.in[axis];
-    p.kernel[axis] = window.kernel[axis];
-    p.stride[axis] = window.stride[axis];
-    p.padding[axis] = window.kernel[axis] / 2;
-    p.dilation[axis] = 1;
-    p.out[axis] = (p.in[axis] + 2 * p.padding[axis] - p.kernel[axis]) / p.stride[axis] + 1;
-    inputs *= p.in[axis];
-    outputs *= p.out[axis];
-    taps *= p.kernel[axis];
-  }
-  p.in_strides[3] = p.channels;
-  for (int i = 2; i >= 0; --i) p.in_strides[i] = p.in_strides[i + 1] * p.in[i];
+  const evit::DepthwiseConv3dProblem p = problem_of<S>(window, threads);
+  const int64_t inputs = p.batch * p.in[0] * p.in[1] * p.in[2] * p.channels,
+                outputs = p.batch * p.out[0] * p.out[1] * p.out[2] * p.channels,
+                taps = p.kernel[0] * p.kernel[1] * p.kernel[2];
 
   const Values x = numbers(inputs), weight = numbers(p.channels * taps), bias = numbers(p.channels),
                grad = numbers(outputs);
@@ -282,48 +227,6 @@ void check_attention(int64_t tokens, int64_t width, int threads) {
   compare(s_dqkv, dqkv, 4 * Kind<S>::unit, "relu_linear_attention, gradient");
 }
 
-// ---- pointwise convolution ----
-
-template <class S>
-void check_pointwise(int64_t tokens, int64_t in, int64_t out, int64_t groups, int threads) {
-  const int64_t ins = in / groups, outs = out / groups;
-  const Values x = numbers(tokens * in), weight = numbers(out * ins), bias = numbers(out),
-               residual = numbers(tokens * out), grad = numbers(tokens * out);
-  Values y(tokens * out), dx(x.size()), dweight(weight.size()), dbias(out);
-  for (int64_t t = 0; t < tokens; ++t)
-    for (int64_t o = 0; o < out; ++o) {
-      const int64_t first = t * in + o / outs * ins;
-      double sum = bias[o];
-      for (int64_t i = 0; i < ins; ++i) sum += x[first + i] * weight[o * ins + i];
-      const double slope = grad[t * out + o] * hardswish_slope(sum);
-      y[t * out + o] = hardswish(sum) + residual[t * out + o];
-      dbias[o] += slope;
-      for (int64_t i = 0; i < ins; ++i) {
-        dx[first + i] += slope * weight[o * ins + i];
-        dweight[o * ins + i] += slope * x[first + i];
-      }
-    }
-  const evit::PointwiseConv3dProblem p = {
-      Kind<S>::dtype, Activation::kHardswish, threads, tokens, in, out, groups, in};
-  const auto s_x = encoded<S>(x), s_weight = encoded<S>(weight), s_bias = encoded<S>(bias),
-             s_residual = encoded<S>(residual), s_grad = encoded<S>(grad);
-  auto s_y = unwritten<S>(tokens * out), scratch = unwritten<S>(tokens * out),
-       s_dx = unwritten<S>(tokens * in), s_dweight = unwritten<S>(out * ins),
-       s_dbias = unwritten<S>(out);
-  auto partials = unwritten<typename Kind<S>::Wide>(evit::cpu::pointwise_conv3d_workspace(p));
-  require(evit::cpu::pointwise_conv3d_forward(p, s_x.data(), s_weight.data(), s_bias.data(),
-                                              s_residual.data(), s_y.data()),
-          "pointwise_conv3d_forward");
-  require(evit::cpu::pointwise_conv3d_backward(p, s_grad.data(), s_x.data(), s_weight.data(),
-                                               s_bias.data(), scratch.data(), partials.data(),
-                                               s_dx.data(), s_dweight.data(), s_dbias.data()),
-          "pointwise_conv3d_backward");
-  compare(s_y, y, Kind<S>::unit, "pointwise_conv3d");
-  compare(s_dx, dx, Kind<S>::unit, "pointwise_conv3d, gradient of input");
-  compare(s_dweight, dweight, Kind<S>::unit, "pointwise_conv3d, gradient of weight");
-  compare(s_dbias, dbias, Kind<S>::unit, "pointwise_conv3d, gradient of bias");
-}
-
 // ---- batch norm ----
 
 template <class S>
@@ -399,6 +302,7 @@ void check_all() {
     for (const Window& window : windows) {
       check_depthwise<S>(window, threads);
       check_dense<S>(3, window.channels, window, threads);
+      check_pointwise_depthwise<S>(12, window, threads);
     }
     for (int64_t width : {16, 32, 7})
       for (int64_t tokens : {1, 70, 700}) check_attention<S>(tokens, width, threads);
