@@ -81,6 +81,18 @@ def _same_start() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kept_memory() -> None:
+    """Lets glibc keep what is freed.
+
+    It hands large blocks back to the system until it has seen one as large as it ever keeps freed
+    (32 MiB). Before that, some peers paid several times their own time for fresh pages at every
+    call and others did not, depending on what happened to be allocated before.
+    """
+    block = torch.empty(31 * 2**20, dtype=torch.uint8)
+    del block
+
+
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     """Names the machine's kind and the software; nothing that tells one machine from its twin."""
     machine_info.pop("node", None)

@@ -24,6 +24,7 @@ CHANNELS_LAST = "PyTorch channels_last_3d"
 COMPILED = "torch.compile"
 AUTOTUNED = "torch.compile max-autotune"
 OURS_NCDHW, OURS_TRITON = "ours NCDHW", "ours Triton"
+TWO_CALLS = "ours, two calls"
 FLOOR = "copy"
 PYTORCH = (NCDHW, CHANNELS_LAST)
 LAYOUTS = {NCDHW: torch.contiguous_format, CHANNELS_LAST: torch.channels_last_3d}

@@ -45,6 +45,23 @@ class DepthwiseShape:
 
 
 @dataclass(frozen=True)
+class BottleneckShape:
+    """A pointwise convolution to the channels of the depthwise one that follows it."""
+
+    in_channels: int
+    depthwise: DepthwiseShape
+
+    @property
+    def input(self) -> tuple[int, int, int, int, int]:
+        """The size of what the pointwise convolution reads."""
+        batch, _, *space = self.depthwise.input
+        return batch, self.in_channels, space[0], space[1], space[2]
+
+    def __str__(self) -> str:
+        return f"{self.in_channels}-{self.depthwise}"
+
+
+@dataclass(frozen=True)
 class AttentionShape:
     """Attention over packed projections: sizes (B, C, T, H, W) of its sources, width of a head."""
 
@@ -65,6 +82,14 @@ def depthwise_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[D
     shapes = list(dict.fromkeys(_calls(model, clip).depthwise))
     if not shapes:
         raise RuntimeError(f"{model} called no depthwise convolution of evit_kernels")
+    return shapes
+
+
+def bottleneck_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[BottleneckShape]:
+    """Every first two thirds of an inverted bottleneck, each shape once, in order."""
+    shapes = list(dict.fromkeys(_calls(model, clip).bottlenecks))
+    if not shapes:
+        raise RuntimeError(f"{model} called no pointwise_depthwise_conv3d of evit_kernels")
     return shapes
 
 
@@ -93,6 +118,7 @@ class _OperatorCalls(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.depthwise: list[DepthwiseShape] = []
+        self.bottlenecks: list[BottleneckShape] = []
         self.attention: list[AttentionShape] = []
 
     def __torch_dispatch__(
@@ -100,14 +126,22 @@ class _OperatorCalls(TorchDispatchMode):
     ) -> object:
         if func is torch.ops.evit.depthwise_conv3d.default:
             input, weight, _, stride, padding = args[:5]
-            shape = DepthwiseShape(tuple(input.shape), tuple(weight.shape[2:]), tuple(stride))
-            if shape.padding != tuple(padding):
-                raise RuntimeError(f"{shape} is padded by {tuple(padding)}, not by {shape.padding}")
-            self.depthwise.append(shape)
+            self._filter(input.shape, weight, stride, padding)
+        if func is torch.ops.evit.pointwise_depthwise_conv3d.default:
+            input, _, _, weight, _, stride, padding = args[:7]
+            between = (input.shape[0], weight.shape[0], *input.shape[2:])
+            self._filter(between, weight, stride, padding)
+            self.bottlenecks.append(BottleneckShape(input.shape[1], self.depthwise[-1]))
         if func is torch.ops.evit.relu_linear_attention_qkv.default:
             sources, head_dim = args[:2]
             self.attention.append(AttentionShape(tuple(tuple(x.shape) for x in sources), head_dim))
         return func(*args, **(kwargs or {}))
+
+    def _filter(self, size: Any, weight: Tensor, stride: Any, padding: Any) -> None:
+        shape = DepthwiseShape(tuple(size), tuple(weight.shape[2:]), tuple(stride))  # type: ignore[arg-type]
+        if shape.padding != tuple(padding):
+            raise RuntimeError(f"{shape} is padded by {tuple(padding)}, not by {shape.padding}")
+        self.depthwise.append(shape)
 
 
 def _tensors(network: torch.nn.Module) -> list[tuple[str, Tensor]]:
