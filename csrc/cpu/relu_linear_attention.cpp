@@ -9,8 +9,10 @@
 #include <utility>
 
 #include "dispatch.h"
+#include "relu_linear_attention_normaliser.h"
 #include "relu_linear_attention_products.h"
 #include "relu_linear_attention_work.h"
+#include "shares.h"
 
 namespace {
 
@@ -43,46 +45,6 @@ void transpose(const Work<A>& w, const A* matrix, int64_t stride, A* transposed)
   A* last = transposed + w.width * w.padded;
   for (int64_t j = 0; j < w.width; ++j) last[j] = matrix[w.width * stride + j];
   clear(last + w.width, w.padded - w.width);
-}
-
-// ---- the normaliser ----
-
-// x / den is computed as x * inverse * scale: one division serves a row, and the scale, 1 but for
-// tiny normalisers, keeps their inverse finite. A scale of 0 marks a normaliser of 0: everything
-// divided by it is 0, whatever it is.
-template <class A>
-struct Normalisers {
-  A value[kBlockTokens];
-  A inverse[kBlockTokens];
-  A scale[kBlockTokens];
-  bool scaled;  // whether any scale is not 1
-
-  template <class V>
-  EVIT_INLINE V divide(V x, int64_t t) const {
-    return scale[t] == 0 ? V{} : x * inverse[t] * scale[t];
-  }
-};
-
-template <class A>
-EVIT_INLINE void normalise(const Work<A>& w, const A* queries, const A* z, int64_t tokens,
-                           Normalisers<A>& n) {
-  constexpr int L = kLanes<A>;
-  using V = Vector<A, L>;
-  const V zero = {}, one = broadcast<L>(A(1)), eps = broadcast<L>(static_cast<A>(w.p.eps));
-  const V tiny = broadcast<L>(A(0x1p-60)), huge = broadcast<L>(A(0x1p60));
-  V magnitudes = one;
-  inner_products<A>(queries, z, kRowSteps<A>, tokens, w.padded, n.value);
-  for (int64_t t = 0; t < tokens; t += L) {
-    const V den = load<L>(n.value + t) + eps;
-    const V magnitude = den < zero ? -den : den;
-    const V scale = magnitude < tiny ? huge : one;
-    magnitudes = magnitude < magnitudes ? magnitude : magnitudes;
-    store<L>(n.value + t, den);
-    store<L>(n.inverse + t, one / (den * scale));
-    store<L>(n.scale + t, den == zero ? zero : scale);
-  }
-  n.scaled = false;
-  for (int i = 0; i < L; ++i) n.scaled |= magnitudes[i] < tiny[i];
 }
 
 // ---- forward ----
@@ -129,7 +91,7 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
       }
     }
     pack(key, key_rows.stride, tokens, width, padded, keys,
-         [](auto x, int64_t, int64_t) { return relu(x); });
+         [](auto x, int64_t, int64_t) { return positive_part(x); });
     add_token_sums<A>(keys, nullptr, whole_tokens(tokens), padded, z);
     pack(value, value_rows.stride, tokens, width, padded, values,
          [](auto x, int64_t, int64_t) { return x; });
@@ -154,12 +116,23 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
   Ahead<S> next_queries(w, source.q, task, step);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     const A* matrix = first + head * size;
+    const A* z = matrix + width * padded;
     const int64_t whole = whole_tokens(tokens);
-    pack(query_rows.at_token(head, token), query_rows.stride, tokens, width, padded, queries,
-         [](auto x, int64_t, int64_t) { return relu(x); });
+    const S* query = query_rows.at_token(head, token);
     next_queries.allow(tokens);
     const auto fetch = [&] { next_queries.fetch(); };
-    normalise<A>(w, queries, matrix + width * padded, whole, n);
+    bool packed = false;
+    if constexpr (kDirect<S>) {
+      packed = width == padded && whole == tokens;
+      if (packed)
+        pack_with_products<A>(query, query_rows.stride, tokens, width, z, queries, n.value);
+    }
+    if (!packed) {
+      pack(query, query_rows.stride, tokens, width, padded, queries,
+           [](auto x, int64_t, int64_t) { return positive_part(x); });
+      inner_products<A>(queries, z, kRowSteps<A>, whole, padded, n.value);
+    }
+    normalise<A>(w, whole, n);
     S* output = output_rows.at_token(head, token);
     if (width == padded && whole == tokens && !n.scaled) {
       const auto divided = [&](auto x, int64_t t) { return x * n.inverse[t]; };
@@ -188,7 +161,8 @@ Status forward_as(const Problem& p, void* state) {
   const bool copied = state != nullptr && !dense;
   Buffer<A> partials(w.splits > 1 ? w.splits * all : 0);
   Buffer<A> total_buffer(dense ? 0 : all);
-  if (!w.groups.ok() || !partials.ok() || !total_buffer.ok())
+  Shares sums(w.tasks(), w.threads()), outputs(w.tasks(), w.threads());
+  if (!w.groups.ok() || !partials.ok() || !total_buffer.ok() || !sums.ok() || !outputs.ok())
     return {"out of memory for the sums of attention"};
   A* totals = dense ? static_cast<A*>(state) : total_buffer.data();
   bool failed = false;
@@ -200,10 +174,10 @@ Status forward_as(const Problem& p, void* state) {
 #pragma omp atomic write
       failed = true;
     }
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < w.tasks(); ++task)
-      if (scratch.ok())
-        sum_keys<S>(w, w.task(task), scratch.data(), w.splits > 1 ? partials.data() : totals);
+    const int64_t thread = sums.arrive();
+    for (int64_t task; scratch.ok() && (task = sums.take(thread, false)) >= 0;)
+      sum_keys<S>(w, w.task(task), scratch.data(), w.splits > 1 ? partials.data() : totals);
+#pragma omp barrier
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < w.matrices(); ++i) {
       A* total = totals + i * w.matrix;
@@ -213,9 +187,8 @@ Status forward_as(const Problem& p, void* state) {
         for (int64_t c = 0; c < w.width; ++c)
           static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];
     }
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < w.tasks(); ++task)
-      if (scratch.ok()) attend<S>(w, w.task(task), scratch.data(), totals);
+    for (int64_t task; scratch.ok() && (task = outputs.take(thread, true)) >= 0;)
+      attend<S>(w, w.task(task), scratch.data(), totals);
     fence();
   }
   return failed ? Status{"out of memory for blocks of attention"} : Status{};
@@ -263,8 +236,9 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
       next_grads.fetch();
     };
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
-         queries, [&](auto x, int64_t, int64_t c) { return relu(x); });
-    normalise<A>(w, queries, z, whole, n);
+         queries, [&](auto x, int64_t, int64_t c) { return positive_part(x); });
+    inner_products<A>(queries, z, kRowSteps<A>, whole, w.padded, n.value);
+    normalise<A>(w, whole, n);
     pack(at<const S>(source.output, task, head, token), source.output.token_stride, tokens, w.width,
          w.padded, grads, [&](auto x, int64_t t, int64_t c) { return n.divide(x, t); });
     if (wants_u) {
@@ -314,7 +288,7 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
       next_values.fetch();
     };
     pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
-         keys, [&](auto x, int64_t, int64_t c) { return relu(x); });
+         keys, [&](auto x, int64_t, int64_t c) { return positive_part(x); });
     if (source.grad_k.data != nullptr) {
       const A* matrix = turned + w.offset(task, head, 0);
       const A* slope = matrix + w.width * w.padded;
@@ -345,7 +319,9 @@ Status backward_as(const Problem& p, const void* state) {
   Buffer<A> turned(all);
   Buffer<A> partials(any_keys ? w.splits * all : 0);
   Buffer<A> totals(any_keys ? all : 0);
-  if (!w.groups.ok() || !turned.ok() || !partials.ok() || !totals.ok())
+  Shares queries(w.tasks(), w.threads()), keys(w.tasks(), w.threads());
+  if (!w.groups.ok() || !turned.ok() || !partials.ok() || !totals.ok() || !queries.ok() ||
+      !keys.ok())
     return {"out of memory for the sums of attention"};
   bool failed = false;
 
@@ -360,21 +336,19 @@ Status backward_as(const Problem& p, const void* state) {
     for (int64_t i = 0; i < w.matrices(); ++i)
       transpose<A>(w, static_cast<const A*>(state) + i * (w.width + 1) * w.width, w.width,
                    turned.data() + i * w.matrix);
-#pragma omp for schedule(dynamic)
-    for (int64_t task = 0; task < w.tasks(); ++task)
-      if (scratch.ok())
-        differentiate_queries<S>(w, w.task(task), scratch.data(), turned.data(), partials.data());
+    const int64_t thread = queries.arrive();
+    for (int64_t task; scratch.ok() && (task = queries.take(thread, false)) >= 0;)
+      differentiate_queries<S>(w, w.task(task), scratch.data(), turned.data(), partials.data());
     if (any_keys) {
+#pragma omp barrier
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < w.matrices(); ++i) {
         // Of heads that want no gradient of keys this sums what nobody wrote; nobody reads it.
         combine<A>(w, partials.data(), i, totals.data() + i * w.matrix);
         transpose<A>(w, totals.data() + i * w.matrix, w.padded, turned.data() + i * w.matrix);
       }
-#pragma omp for schedule(dynamic)
-      for (int64_t task = 0; task < w.tasks(); ++task)
-        if (scratch.ok())
-          differentiate_keys<S>(w, w.task(task), scratch.data(), totals.data(), turned.data());
+      for (int64_t task; scratch.ok() && (task = keys.take(thread, true)) >= 0;)
+        differentiate_keys<S>(w, w.task(task), scratch.data(), totals.data(), turned.data());
     }
   }
   return failed ? Status{"out of memory for blocks of attention"} : Status{};

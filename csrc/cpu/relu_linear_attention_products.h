@@ -99,7 +99,7 @@ EVIT_INLINE void direct_tile(const S* keys, int64_t key_stride, const S* values,
     V right[C];
     EVIT_UNROLL
     for (int c = 0; c < C; ++c) {
-      right[c] = relu(load<L>(keys + t * key_stride + c * L));
+      right[c] = positive_part(load<L>(keys + t * key_stride + c * L));
       if constexpr (Sum) total[c] += right[c];
     }
     EVIT_UNROLL

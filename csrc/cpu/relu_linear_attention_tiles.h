@@ -39,13 +39,6 @@ inline int64_t whole_tokens(int64_t tokens) {
   return ceil_div(tokens, kTokenMultiple) * kTokenMultiple;
 }
 
-// A maximum would hide NaN; this keeps it, as PyTorch does.
-template <class V>
-EVIT_INLINE V relu(V x) {
-  const V zero = {};
-  return x < zero ? zero : x;
-}
-
 // PyTorch's derivative: 0 at 0, and a NaN lets the gradient pass.
 template <class V>
 EVIT_INLINE V where_positive(V x, V gradient) {
@@ -167,6 +160,30 @@ EVIT_INLINE void inner_products(const A* a, const A* b, Steps b_steps, int64_t t
       for (int i = 0; i < L; ++i)
         sums[i] += load<L>(a + p * kPanel<A> + (t + i) * L) *
                    load<L>(b + p * b_steps.vector + (t + i) * b_steps.token);
+    }
+    store<L>(out + t, sums_of_rows<L>(sums));
+  }
+}
+
+// Copies the positive part of whole vectors of features of whole multiples of tokens into a block,
+// and writes what inner_products would say of it and one row.
+template <class A>
+EVIT_INLINE void pack_with_products(const A* source, int64_t stride, int64_t tokens, int64_t width,
+                                    const A* row, A* block, A* out) {
+  constexpr int L = kLanes<A>;
+  for (int64_t t = 0; t < tokens; t += L) {
+    Vector<A, L> sums[L] = {};
+    for (int64_t c = 0; c < width; c += L) {
+      const Vector<A, L> factor = load<L>(row + c);
+      const A* from = source + t * stride + c;
+      A* to = block + position<A>(t, c);
+      EVIT_UNROLL
+      for (int i = 0; i < L; ++i) {
+        const Vector<A, L> x = positive_part(load<L>(from));
+        store<L>(to + i * L, x);
+        sums[i] += x * factor;
+        from += stride;
+      }
     }
     store<L>(out + t, sums_of_rows<L>(sums));
   }

@@ -45,6 +45,11 @@ struct VectorOf {
 template <class T, int L>
 using Vector = typename VectorOf<T, L>::type;
 
+template <class A, class B>
+constexpr bool kSame = false;
+template <class A>
+constexpr bool kSame<A, A> = true;
+
 // The type in which sums are kept, and how many of them fill one register.
 template <class S>
 struct Accumulator {
@@ -230,6 +235,31 @@ EVIT_INLINE void keep(V& value) {
 template <int L, class A>
 EVIT_INLINE Vector<A, L> broadcast(A value) {
   return value - Vector<A, L>{};  // keeps -0: value - 0
+}
+
+// The positive part. A maximum as such would hide NaN; this keeps it, as PyTorch does: the
+// processor's answers its second operand where one is NaN, or both are zeros.
+template <class V>
+EVIT_INLINE V positive_part(V x) {
+  const V zero = {};
+#if defined(__AVX512F__)
+  if constexpr (kSame<V, Vector<float, 16>>) return _mm512_max_ps(zero, x);
+#endif
+#if defined(__AVX2__) && defined(__F16C__)
+  if constexpr (kSame<V, Vector<float, 8>>) return _mm256_max_ps(zero, x);
+#endif
+  return x < zero ? zero : x;
+}
+
+// Whether any lane of a is less than that of b.
+template <class V>
+EVIT_INLINE bool any_less(V a, V b) {
+#if defined(__AVX512F__)
+  if constexpr (kSame<V, Vector<float, 16>>) return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0;
+#endif
+  bool any = false;
+  for (size_t i = 0; i < sizeof(V) / sizeof(a[0]); ++i) any |= a[i] < b[i];
+  return any;
 }
 
 // Loads the first `count` of L elements, the rest 0.
