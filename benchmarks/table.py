@@ -1,6 +1,6 @@
 """Turns the JSON of a benchmark run into the table of ratios that the README shows.
 
-    python -m benchmarks.table [RESULTS.json]            prints the table (newest result by default)
+    python -m benchmarks.table [RESULTS.json]            prints the tables (newest by default)
     python -m benchmarks.table [RESULTS.json] --details  prints every case of every row
     python -m benchmarks.table [RESULTS.json] --write    puts the table into README.md
     python -m benchmarks.table --check                   fails unless README.md shows just that
@@ -135,14 +135,14 @@ def main() -> int:
     what.add_argument("--write", action="store_true", help="put the table into README.md")
     what.add_argument("--check", action="store_true", help="fail unless README.md shows the table")
     arguments = parser.parse_args()
-    path = arguments.results or newest()
+    paths = [arguments.results] if arguments.results else newest()
     if arguments.details:
-        print(details(read(path)) if path else NOT_YET)
+        print(details(read(paths[0])) if paths else NOT_YET)
         return 0
-    if path and all(row.startswith(GPU) for row in rows_of(read(path))):
-        print(gpu_table.table([(path, read(path))]))
+    if arguments.results and all(row.startswith(GPU) for row in rows_of(read(paths[0]))):
+        print(gpu_table.table([(paths[0], read(paths[0]))]))
         return 0
-    block = table(path) if path else NOT_YET
+    block = tables(paths) if paths else NOT_YET
     on_gpu = gpu_table.newest(all_results())
     gpu_block = gpu_table.table(on_gpu) if on_gpu else None
     text = README.read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def main() -> int:
                 "README.md does not show the newest results: run python -m benchmarks.table --write"
             )
             return 1
-        names = [p.name for p in [path, *(p for p, _ in on_gpu)] if p]
+        names = [path.name for path in [*paths, *(path for path, _ in on_gpu)]]
         print(f"README.md shows {', '.join(names) or 'that nothing was measured yet'}.")
     else:
         motion = motion_table.table() if motion_table.RESULT.exists() else None
@@ -164,18 +164,22 @@ def main() -> int:
     return 0
 
 
-def newest() -> Path | None:
-    """The committed result of a CPU that was measured last."""
-    paths = [
-        path
-        for path, content in all_results()
-        if any(row and not row.startswith(GPU) for row in rows_of(content))
-    ]
-    return paths[-1] if paths else None
+def newest() -> list[Path]:
+    """The last committed result of every processor, the newest first."""
+    paths: dict[str, Path] = {}
+    for path, content in reversed(all_results()):
+        if any(row and not row.startswith(GPU) for row in rows_of(content)):
+            paths.setdefault(_processor(content), path)
+    return list(paths.values())
+
+
+def tables(paths: list[Path]) -> str:
+    """The block of markdown that the README shows for results."""
+    return "\n\n".join([*map(table, paths), _explanation()])
 
 
 def table(path: Path) -> str:
-    """The block of markdown that the README shows for a result."""
+    """The conditions, ratios and times of one result."""
     content = read(path)
     results = collect(content, "seconds")
     memory = collect(content, "peak_bytes")
@@ -190,9 +194,7 @@ def table(path: Path) -> str:
         for line in lines
     ]
     head = ("what", "against", "at least", "measured", "lowest to highest case")
-    return "\n\n".join(
-        [_conditions(content, path), markdown(head, rows), _times(results), _explanation()]
-    )
+    return "\n\n".join([_conditions(content, path), markdown(head, rows), _times(results)])
 
 
 def compare(row: Row, cases: Cases) -> list[Line]:
@@ -289,12 +291,16 @@ def _times(results: Results) -> str:
     return markdown(("b1, one clip of 16x224x224", "by", "ms, median"), rows)
 
 
+def _processor(content: dict[str, Any]) -> str:
+    machine = content["machine_info"]
+    return str(machine.get("cpu", {}).get("brand_raw", machine["machine"]))
+
+
 def _conditions(content: dict[str, Any], path: Path) -> str:
     machine = content["machine_info"]
-    cpu = machine.get("cpu", {}).get("brand_raw", machine["machine"])
     rounds = max(len(entry["stats"]["data"]) for entry in content["benchmarks"])
     return (
-        f"{cpu}, {machine['threads']} threads, float32, {rounds} paired rounds, "
+        f"{_processor(content)}, {machine['threads']} threads, float32, {rounds} paired rounds, "
         f"{content['datetime'][:10]}. evit {machine['evit']} ({machine['evit_instruction_set']}), "
         f"torch {machine['torch']} ({machine['onednn']}). All rounds: "
         f"[{path.name}](benchmarks/results/{path.name})."
