@@ -56,6 +56,11 @@ def read(batches: DataLoader[Any], config: TrainConfig) -> Iterator[Any]:
             except Exception as error:
                 if late.is_set():
                     raise TimeoutError("DataLoader timed out") from error
+                # Who is killed while it hands a batch over is missed before its death is known; an
+                # error of the dataset's own says where it was caught.
+                lost = isinstance(error, ConnectionError | EOFError)
+                if config.workers and lost and "DataLoader" not in str(error):
+                    raise RuntimeError("DataLoader worker exited unexpectedly.") from error
                 raise
             finally:
                 watch.cancel()
@@ -72,29 +77,46 @@ def _deaths_wait() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     middle of a backward pass, or in a library that prints and forgets whatever is raised.
     """
     handler = signal.getsignal(signal.SIGCHLD)
+    if isinstance(handler, _Later):
+        handler = handler.handler  # an earlier loader ended with an error
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
         yield nullcontext  # PyTorch has no handler for the loader that was just made
         return
-    missed: list[tuple[int, FrameType | None]] = []
-
-    def wait(number: int, frame: FrameType | None) -> None:
-        missed.append((number, frame))
+    later = _Later(handler)
 
     @contextmanager
     def hear() -> Iterator[None]:
         try:
-            signal.signal(signal.SIGCHLD, handler)
-            if missed:
-                handler(*missed.pop())
+            signal.signal(signal.SIGCHLD, later.handler)
+            if later.missed:
+                later.handler(*later.missed.pop())
             yield
         finally:
-            signal.signal(signal.SIGCHLD, wait)
+            signal.signal(signal.SIGCHLD, later)
 
-    signal.signal(signal.SIGCHLD, wait)
+    signal.signal(signal.SIGCHLD, later)
     try:
         yield hear
-    finally:
+    except Exception:
+        # One death was enough: PyTorch would raise it again with every process that ends from here
+        # on, the other workers among them.
+        raise
+    except BaseException:
         signal.signal(signal.SIGCHLD, handler)
+        raise
+    else:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+class _Later:
+    """A signal handler that takes notes for another one."""
+
+    def __init__(self, handler: Callable[[int, FrameType | None], object]) -> None:
+        self.handler = handler
+        self.missed: list[tuple[int, FrameType | None]] = []
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.missed.append((number, frame))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import torch
 from runs import command, start, tiny, trainer
 
 from evit_models.training import TrainingError
-from evit_models.training.loading import loader, read
+from evit_models.training.loading import loader, read, reading
 from evit_models.video.datasets import DatasetError, MotionClips, Sample, TooManyBadVideos
 
 
@@ -83,9 +83,57 @@ def test_a_death_is_heard_of_where_a_batch_is_waited_for() -> None:
     assert len(list(read(loader(clips, lists, config, "cpu"), config))) == 40
 
 
-def test_the_command_ends_with_one_line(tmp_path: Path) -> None:
+def test_no_death_is_heard_of_behind_an_error() -> None:
+    """While an error is on its way, workers may end; then PyTorch would raise it in between."""
+
+    class Bad(MotionClips):
+        def __getitem__(self, index: int) -> Sample:
+            if index == 5:
+                raise DatasetError("list.txt", "is no list", line=3)
+            return super().__getitem__(index)
+
+    config = tiny(workers=2)
+    lists = [[index] for index in range(40)]
+    batches = read(loader(Bad("train", 40, 5, 16), lists, config, "cpu"), config)
+    with pytest.raises(DatasetError) as error:
+        list(batches)
+    assert error.value.__traceback__ is not None  # which keeps the loader and its workers
+    worker = multiprocessing.active_children()[0]
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # Python's handlers run after it
+    good = loader(MotionClips("train", 40, 5, 16), lists, config, "cpu")
+    assert len(list(read(good, config))) == 40
+    handler = signal.getsignal(signal.SIGCHLD)
+    assert callable(handler)
+    assert handler.__module__.startswith("torch.")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset by peer"), EOFError()])
+def test_a_batch_that_stays_half_handed_over_is_a_death(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*_: object) -> None:
+        raise error
+
+    config = tiny(workers=1)
+    lists = [[index] for index in range(40)]
+    batches = read(loader(MotionClips("train", 40, 5, 16), lists, config, "cpu"), config)
+    next(batches)
+    monkeypatch.setattr(
+        "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._next_data", lose
+    )
+    with (
+        pytest.raises(TrainingError, match="a worker that reads clips died"),
+        reading(config, lambda: "nothing is lost"),
+    ):
+        next(batches)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_command_ends_with_one_line(workers: int, tmp_path: Path) -> None:
     """A real worker of a real run is killed from outside."""
-    process = start(command(tmp_path / "run", workers=1, epochs=200, checkpoint_steps=0))
+    process = start(command(tmp_path / "run", workers=workers, epochs=200, checkpoint_steps=0))
     deadline = time.monotonic() + 120
     worker = None
     while worker is None:
