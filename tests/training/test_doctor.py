@@ -173,6 +173,11 @@ def test_norms_that_have_not_settled(
     assert "after 40 batches" in findings["unsettled_norms"]["evidence"]
     settled = {"a.running_var": torch.full((4,), 1e-5), "a.num_batches_tracked": torch.tensor(20)}
     assert unsettled_norms(settled).verdict == "ok", "they began as other weights"
+    chance = {"b.running_var": torch.full((4,), 0.15), "b.num_batches_tracked": torch.tensor(20)}
+    assert unsettled_norms({**settled, **chance}).verdict == "ok", "so did these, seen together"
+    assert unsettled_norms(chance).verdict == "broken"
+    chance["b.num_batches_tracked"] += 1
+    assert unsettled_norms({**settled, **chance}).verdict == "broken", "new beside old ones"
 
 
 def test_attention_without_time(tmp_path: Path, doctor: Doctor) -> None:
