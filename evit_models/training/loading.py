@@ -95,17 +95,17 @@ def _deaths_wait() -> Iterator[Callable[[], AbstractContextManager[None]]]:
             signal.signal(signal.SIGCHLD, later)
 
     signal.signal(signal.SIGCHLD, later)
+    failed = False
     try:
         yield hear
     except Exception:
-        # One death was enough: PyTorch would raise it again with every process that ends from here
-        # on, the other workers among them.
+        failed = True
         raise
-    except BaseException:
-        signal.signal(signal.SIGCHLD, handler)
-        raise
-    else:
-        signal.signal(signal.SIGCHLD, handler)
+    finally:
+        # Behind an error, deaths are not heard of: PyTorch would raise them while it is on its way,
+        # wherever another worker ends.
+        if not failed:
+            signal.signal(signal.SIGCHLD, handler)
 
 
 class _Later:
