@@ -146,7 +146,7 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
       return;
     }
     multiply<A>(queries, matrix, whole, width, padded, products, fetch);
-    unpack(products, tokens, width, output, output_rows.stride,
+    unpack(products, tokens, width, output, output_rows.stride, false,
            [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
   });
 }
@@ -223,6 +223,7 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
   A* products = scratch + 2 * w.block;
   Normalisers<A> n;
   A slope[kBlockTokens];  // dd
+  const bool past = w.past && fills_lines<S>(source.grad_q);
   const int64_t step = w.step();
   Ahead<S> next_queries(w, source.q, task, step), next_grads(w, source.output, task, step);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
@@ -236,11 +237,11 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
       next_grads.fetch();
     };
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
-         queries, [&](auto x, int64_t, int64_t c) { return positive_part(x); });
+         queries, [](auto x, int64_t, int64_t) { return positive_part(x); });
     inner_products<A>(queries, z, kRowSteps<A>, whole, w.padded, n.value);
     normalise<A>(w, whole, n);
     pack(at<const S>(source.output, task, head, token), source.output.token_stride, tokens, w.width,
-         w.padded, grads, [&](auto x, int64_t t, int64_t c) { return n.divide(x, t); });
+         w.padded, grads, [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
     if (wants_u) {
       multiply<A>(grads, matrix, whole, w.width, w.padded, products, fetch);
       for (int64_t c = w.width; c < w.padded; ++c)
@@ -255,7 +256,7 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
     }
     if (wants_q)
       unpack(products, tokens, w.width, at<S>(source.grad_q, task, head, token),
-             source.grad_q.token_stride, [&](auto u, int64_t t, int64_t c) {
+             source.grad_q.token_stride, past, [&](auto u, int64_t t, int64_t c) {
                constexpr int l = sizeof(u) / sizeof(A);
                return where_positive(load<l>(queries + position<A>(t, c)),
                                      u + load<l>(z + c) * slope[t]);
@@ -277,6 +278,8 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
   A* keys = scratch;
   A* values = scratch + w.block;
   A* products = scratch + 2 * w.block;
+  const bool past_k = w.past && fills_lines<S>(source.grad_k);
+  const bool past_v = w.past && fills_lines<S>(source.grad_v);
   const int64_t step = w.step();
   Ahead<S> next_keys(w, source.k, task, step), next_values(w, source.v, task, step);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
@@ -288,7 +291,7 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
       next_values.fetch();
     };
     pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
-         keys, [&](auto x, int64_t, int64_t c) { return positive_part(x); });
+         keys, [](auto x, int64_t, int64_t) { return positive_part(x); });
     if (source.grad_k.data != nullptr) {
       const A* matrix = turned + w.offset(task, head, 0);
       const A* slope = matrix + w.width * w.padded;
@@ -296,7 +299,7 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
            w.padded, values, [](auto x, int64_t, int64_t) { return x; });
       multiply<A>(values, matrix, whole, w.width, w.padded, products, fetch);
       unpack(products, tokens, w.width, at<S>(source.grad_k, task, head, token),
-             source.grad_k.token_stride, [&](auto x, int64_t t, int64_t c) {
+             source.grad_k.token_stride, past_k, [&](auto x, int64_t t, int64_t c) {
                constexpr int l = sizeof(x) / sizeof(A);
                return where_positive(load<l>(keys + position<A>(t, c)), x + load<l>(slope + c));
              });
@@ -305,7 +308,7 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
       multiply<A>(keys, totals + w.offset(task, head, 0), whole, w.width, w.padded, products,
                   fetch);
       unpack(products, tokens, w.width, at<S>(source.grad_v, task, head, token),
-             source.grad_v.token_stride, [](auto x, int64_t, int64_t) { return x; });
+             source.grad_v.token_stride, past_v, [](auto x, int64_t, int64_t) { return x; });
     }
   });
 }
@@ -350,6 +353,7 @@ Status backward_as(const Problem& p, const void* state) {
       for (int64_t task; scratch.ok() && (task = keys.take(thread, true)) >= 0;)
         differentiate_keys<S>(w, w.task(task), scratch.data(), totals.data(), turned.data());
     }
+    fence();
   }
   return failed ? Status{"out of memory for blocks of attention"} : Status{};
 }

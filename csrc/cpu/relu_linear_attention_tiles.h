@@ -67,17 +67,32 @@ EVIT_INLINE void pack(const S* source, int64_t stride, int64_t tokens, int64_t w
       store<kLanes<A>>(block + position<A>(t, c), Vector<A, kLanes<A>>{});
 }
 
-// Copies a block to tokens of a tensor; op(vector, token, feature) transforms on the way.
-template <class S, class F>
-EVIT_INLINE void unpack(const Acc<S>* block, int64_t tokens, int64_t width, S* destination,
-                        int64_t stride, F&& op) {
+// Copies a block to tokens of a tensor; op(vector, token, feature) transforms on the way. Past:
+// vectors that fill lines go past the caches.
+template <bool Past, class S, class F>
+EVIT_INLINE void unpack_to(const Acc<S>* block, int64_t tokens, int64_t width, S* destination,
+                           int64_t stride, F&& op) {
   using A = Acc<S>;
   for_each_slab<S>(width, [&](auto lanes, int64_t c) {
     constexpr int L = lanes.value;
     const A* source = block + position<A>(0, c);
-    for (int64_t t = 0; t < tokens; ++t)
-      store<L>(destination + t * stride + c, op(load<L>(source + t * kLanes<A>), t, c));
+    for (int64_t t = 0; t < tokens; ++t) {
+      S* place = destination + t * stride + c;
+      const auto x = op(load<L>(source + t * kLanes<A>), t, c);
+      if constexpr (Past && kStoresPast<S, L>)
+        store_past<S, L>(place, x);
+      else
+        store<L>(place, x);
+    }
   });
+}
+
+template <class S, class F>
+EVIT_INLINE void unpack(const Acc<S>* block, int64_t tokens, int64_t width, S* destination,
+                        int64_t stride, [[maybe_unused]] bool past, F&& op) {
+  if constexpr (kStoresPast<S, kLanes<Acc<S>>>)
+    if (past) return unpack_to<true>(block, tokens, width, destination, stride, op);
+  unpack_to<false>(block, tokens, width, destination, stride, op);
 }
 
 // ---- sums along tokens and features ----
