@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evit_kernels import _activations, _autocast, _calls, _registration, backends
+from evit_kernels import _activations, _autocast, _calls, backends
 from evit_kernels.depthwise_conv3d import geometry as _geometry
 from evit_kernels.depthwise_conv3d import op, reference
 
@@ -69,6 +69,4 @@ def depthwise_conv3d(
     window, function = known.arguments
     if known.backend == "reference":
         return reference.depthwise_conv3d(input, weight, bias, window, function)
-    if known.direct is not None and not _registration.needs_autograd(input, weight, bias):
-        return known.direct(input, weight, bias)
-    return op.depthwise_conv3d(input, weight, bias, window, function, known.backend)
+    return op.depthwise_conv3d(input, weight, bias, window, function, known.backend, known.direct)

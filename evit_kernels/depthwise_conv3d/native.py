@@ -5,13 +5,13 @@ The CUDA kernels take both layouts as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from evit_kernels import _layout, _native
+from evit_kernels import _gradients, _layout, _native
 from evit_kernels._activations import CODES
 from evit_kernels._native import DTYPES, core, empty, is_memory, new
 from evit_kernels.depthwise_conv3d.geometry import Geometry
@@ -31,7 +31,7 @@ def forward(
     if _native.on_cuda(x):
         kernels = _native.cuda()
         workspace = weight.new_empty(
-            kernels.depthwise_conv3d_forward_workspace(problem), dtype=_sums(x.dtype)
+            kernels.depthwise_conv3d_forward_workspace(problem), dtype=_gradients.sums(x.dtype)
         )
         kernels.depthwise_conv3d_forward(
             problem, *addresses, workspace.data_ptr(), *_native.stream(x)
@@ -76,38 +76,86 @@ def backward(
     layout = torch.contiguous_format if planar else torch.channels_last_3d
     grad = grad_output.contiguous(memory_format=layout)
     weight, bias = _dense(weight, bias)
-    grad_input = empty(tuple(input.shape), input, layout) if needed[0] else input.new_empty(0)
-    grad_weight = weight.new_empty(weight.shape) if needed[1] else input.new_empty(0)
-    grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0)
-    if grad.numel() == 0:
-        grad_input, grad_weight, grad_bias = (
-            g.zero_() for g in (grad_input, grad_weight, grad_bias)
-        )
-    elif any(needed):
-        _, problem = _planned(x, planar, geometry, activation)
-        on_cuda = _native.on_cuda(x)
-        kernels = _native.cuda() if on_cuda else core()
-        # Derivative of the activation times the gradient; its input is recomputed, never stored.
-        scratch = empty(grad.shape, grad, layout) if activation != "none" else None
-        partials = weight.new_empty(
-            kernels.depthwise_conv3d_workspace(problem) if needed[1] or needed[2] or on_cuda else 0,
-            dtype=_sums(x.dtype),
-        )
-        kernels.depthwise_conv3d_backward(
-            problem,
-            grad.data_ptr(),
-            x.data_ptr(),
-            weight.data_ptr(),
-            _pointer(bias),
-            _pointer(scratch),
-            _pointer(partials),
-            _pointer(grad_input if needed[0] else None),
-            _pointer(grad_weight if needed[1] else None),
-            _pointer(grad_bias if needed[2] else None),
-            *(_native.stream(x) if on_cuda else ()),
-        )
+    if grad.numel() == 0 or not any(needed):
+        shapes = (input.shape, weight.shape, weight.shape[:1])
+        return _gradients.zeros(input, shapes, needed)
+    _, problem = _planned(x, planar, geometry, activation)
+    if _native.on_cuda(x):
+        gradients = _backward_on_cuda(problem, grad, x, weight, bias, activation, needed, layout)
+    else:
+        call = _derivative(problem, grad, x, weight, activation, needed)
+        gradients = call(grad, x, weight, bias)
     if needed[0] and not planar:
-        grad_input = _layout.in_format_of(grad_input, input)
+        return (_layout.in_format_of(gradients[0], input), *gradients[1:])
+    return gradients
+
+
+def direct_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    activation: str,
+    needed: list[bool],
+) -> Callable[..., _gradients.Gradients] | None:
+    """Returns what computes such gradients past the dispatcher, None if they need copies."""
+    if input.stride(1) != 1 or not _layout.is_channels_last(input):
+        return None
+    if not is_memory(grad_output, input) or not is_memory(weight, bias, dense=True):
+        return None
+    if not grad_output.is_contiguous(memory_format=torch.channels_last_3d):
+        return None
+    _, problem = _planned(input, False, geometry, activation)
+    return _derivative(problem, grad_output, input, weight, activation, needed)
+
+
+def _derivative(
+    problem: bytes,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    activation: str,
+    needed: Sequence[bool],
+) -> Callable[..., _gradients.Gradients]:
+    return _gradients.convolution(
+        core().depthwise_conv3d_backward,
+        core().depthwise_conv3d_workspace,
+        problem,
+        *(grad, x, weight, activation != "none", needed),
+    )
+
+
+def _backward_on_cuda(
+    problem: bytes,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    needed: Sequence[bool],
+    layout: torch.memory_format,
+) -> _gradients.Gradients:
+    kernels = _native.cuda()
+    nothing = x.new_empty(0)
+    grad_input = empty(tuple(x.shape), x, layout) if needed[0] else nothing
+    grad_weight = weight.new_empty(weight.shape) if needed[1] else nothing
+    grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else nothing
+    scratch = empty(grad.shape, grad, layout) if activation != "none" else None
+    partials = weight.new_empty(
+        kernels.depthwise_conv3d_workspace(problem), dtype=_gradients.sums(x.dtype)
+    )
+    kernels.depthwise_conv3d_backward(
+        problem,
+        grad.data_ptr(),
+        x.data_ptr(),
+        weight.data_ptr(),
+        _pointer(bias),
+        _pointer(scratch),
+        _pointer(partials),
+        *(gradient.data_ptr() for gradient in (grad_input, grad_weight, grad_bias)),
+        *_native.stream(x),
+    )
     return grad_input, grad_weight, grad_bias
 
 
@@ -164,11 +212,6 @@ def plan(
 def _dense(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
     # To be held by name: the core gets addresses, which do not keep a copy alive.
     return weight.contiguous(), None if bias is None else bias.contiguous()
-
-
-def _sums(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which the kernels keep sums over tensors of `dtype`."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _pointer(x: Tensor | None) -> int:

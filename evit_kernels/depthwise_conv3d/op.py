@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evit_kernels import _layout, _registration
+from evit_kernels import _calls, _layout, _registration
 from evit_kernels.depthwise_conv3d import native
 from evit_kernels.depthwise_conv3d.geometry import NAME, Geometry, from_window
 
@@ -22,6 +22,7 @@ _registration.define(
 )
 
 BACKENDS = _registration.Backends(__package__, native=native)
+_GRADIENTS = _calls.Calls()
 
 
 def depthwise_conv3d(
@@ -31,14 +32,20 @@ def depthwise_conv3d(
     geometry: Geometry,
     activation: str,
     backend: str,
+    direct: _calls.Direct,
 ) -> Tensor:
-    """Calls the registered operator, through autograd where a gradient is wanted."""
+    """Calls the operator, through autograd where a gradient is wanted.
+
+    `direct`, where there is one, instead of the registered one.
+    """
     tensors = (input, weight, bias)
     if _registration.needs_autograd(*tensors):
         result: Tensor = _DepthwiseConv3d.apply(
-            *_registration.distinct(*tensors), geometry, activation, backend
+            *_registration.distinct(*tensors), geometry, activation, backend, direct
         )
         return result
+    if direct is not None:
+        return direct(*tensors)
     return _forward(*tensors, *geometry[1:], activation, backend)
 
 
@@ -52,20 +59,42 @@ class _DepthwiseConv3d(torch.autograd.Function):
         geometry: Geometry,
         activation: str,
         backend: str,
+        direct: _calls.Direct,
     ) -> Tensor:
         ctx.save_for_backward(input, weight, bias)
-        ctx.arguments = (*geometry[1:], activation, backend)
-        return _forward(input, weight, bias, *ctx.arguments)
+        ctx.arguments = (geometry, activation, backend)
+        if direct is not None:
+            return direct(input, weight, bias)
+        return _forward(input, weight, bias, *geometry[1:], activation, backend)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:3])
         grads = _registration.call_backward(
-            NAME, _backward, grad_output, input, weight, bias, *ctx.arguments, needed
+            NAME, _differentiate, grad_output, *ctx.saved_tensors, *ctx.arguments, needed
         )
         chosen = [g if want else None for g, want in zip(grads, needed, strict=True)]
-        return (*chosen, None, None, None)
+        return (*chosen, None, None, None, None)
+
+
+def _differentiate(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    activation: str,
+    backend: str,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = (grad_output, input, weight, bias)
+    call = _GRADIENTS.direct_backward(
+        *(BACKENDS, backend, tensors, (geometry, activation, *needed)),
+        *(*tensors, geometry, activation, needed),
+    )
+    if call is not None:
+        return call(*tensors)
+    return _backward(*tensors, *geometry[1:], activation, backend, needed)
 
 
 def _forward_impl(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from evit_kernels import _activations, _autocast, _calls, _checks, _registration, backends
+from evit_kernels import _activations, _autocast, _calls, _checks, backends
 from evit_kernels.pointwise_conv3d import op, reference
 
 NAME = "pointwise_conv3d"
@@ -58,9 +58,7 @@ def pointwise_conv3d(
         known = _CALLS.keep(key, _calls.Known(chosen, function, direct))
     if known.backend == "reference":
         return reference.pointwise_conv3d(input, weight, bias, known.arguments, residual)
-    if known.direct is not None and not _registration.needs_autograd(*tensors):
-        return known.direct(*tensors)
-    return op.pointwise_conv3d(*tensors, known.arguments, known.backend)
+    return op.pointwise_conv3d(*tensors, known.arguments, known.backend, known.direct)
 
 
 def _check(

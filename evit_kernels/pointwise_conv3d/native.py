@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from evit_kernels import _layout
+from evit_kernels import _gradients, _layout
 from evit_kernels._activations import CODES
 from evit_kernels._native import DTYPES, core, empty, is_memory, new
 
@@ -81,36 +81,51 @@ def backward(
     grad = _layout.dense_channels_last(grad_output)
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    grad_input = empty(tuple(input.shape), input) if needed[0] else input.new_empty(0)
-    grad_weight = weight.new_empty(weight.shape) if needed[1] else input.new_empty(0)
-    grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0)
-    if grad.numel() == 0:
-        grad_input, grad_weight, grad_bias = (
-            g.zero_() for g in (grad_input, grad_weight, grad_bias)
-        )
-    elif any(needed):
-        problem = _problem(x, step, weight, activation)
-        # Derivative of the activation times the gradient; its input is recomputed, never stored.
-        scratch = empty(grad.shape, grad) if activation != "none" else None
-        partials = weight.new_empty(
-            core().pointwise_conv3d_workspace(problem) if needed[1] or needed[2] else 0,
-            dtype=torch.float64 if x.dtype == torch.float64 else torch.float32,
-        )
-        core().pointwise_conv3d_backward(
-            problem,
-            grad.data_ptr(),
-            x.data_ptr(),
-            weight.data_ptr(),
-            _pointer(bias),
-            _pointer(scratch),
-            partials.data_ptr(),
-            _pointer(grad_input if needed[0] else None),
-            _pointer(grad_weight if needed[1] else None),
-            _pointer(grad_bias if needed[2] else None),
-        )
+    if grad.numel() == 0 or not any(needed):
+        shapes = (input.shape, weight.shape, weight.shape[:1])
+        return _gradients.zeros(input, shapes, needed)
+    problem = _problem(x, step, weight, activation)
+    call = _derivative(problem, grad, x, weight, activation, needed)
+    grad_input, grad_weight, grad_bias = call(grad, x, weight, bias)
     if needed[0]:
         grad_input = _layout.in_format_of(grad_input, input)
     return grad_input, grad_weight, grad_bias
+
+
+def direct_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    needed: list[bool],
+) -> Callable[..., _gradients.Gradients] | None:
+    """Returns what computes such gradients past the dispatcher, None if they need copies."""
+    if not is_memory(grad_output, input) or not is_memory(weight, bias, dense=True):
+        return None
+    step = _step(input)
+    if step is None or not _layout.is_channels_last(input):
+        return None
+    if not grad_output.is_contiguous(memory_format=torch.channels_last_3d):
+        return None
+    problem = _problem(input, step, weight, activation)
+    return _derivative(problem, grad_output, input, weight, activation, needed)
+
+
+def _derivative(
+    problem: bytes,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    activation: str,
+    needed: Sequence[bool],
+) -> Callable[..., _gradients.Gradients]:
+    return _gradients.convolution(
+        core().pointwise_conv3d_backward,
+        core().pointwise_conv3d_workspace,
+        problem,
+        *(grad, x, weight, activation != "none", needed),
+    )
 
 
 def _tokens(x: Tensor) -> tuple[Tensor, int]:

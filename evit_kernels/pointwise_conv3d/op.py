@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evit_kernels import _layout, _registration
+from evit_kernels import _calls, _layout, _registration
 from evit_kernels.pointwise_conv3d import native
 
 NAME = "pointwise_conv3d"
@@ -22,6 +22,7 @@ _registration.define(
 )
 
 BACKENDS = {"native": native}
+_GRADIENTS = _calls.Calls()
 
 
 def pointwise_conv3d(
@@ -31,14 +32,20 @@ def pointwise_conv3d(
     residual: Tensor | None,
     activation: str,
     backend: str,
+    direct: _calls.Direct,
 ) -> Tensor:
-    """Calls the registered operator, through autograd where a gradient is wanted."""
+    """Calls the operator, through autograd where a gradient is wanted.
+
+    `direct`, where there is one, instead of the registered one.
+    """
     tensors = (input, weight, bias, residual)
     if _registration.needs_autograd(*tensors):
         result: Tensor = _PointwiseConv3d.apply(
-            *_registration.distinct(*tensors), activation, backend
+            *_registration.distinct(*tensors), activation, backend, direct
         )
         return result
+    if direct is not None:
+        return direct(*tensors)
     return _forward(*tensors, activation, backend)
 
 
@@ -52,23 +59,43 @@ class _PointwiseConv3d(torch.autograd.Function):
         residual: Tensor | None,
         activation: str,
         backend: str,
+        direct: _calls.Direct,
     ) -> Tensor:
         ctx.save_for_backward(input, weight, bias)
         ctx.arguments = (activation, backend)
+        if direct is not None:
+            return direct(input, weight, bias, residual)
         return _forward(input, weight, bias, residual, activation, backend)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight, bias = ctx.saved_tensors
         needed = list(ctx.needs_input_grad[:3])
         grads: list[Tensor | None] = [None, None, None]
         if any(needed):
             computed = _registration.call_backward(
-                NAME, _backward, grad_output, input, weight, bias, *ctx.arguments, needed
+                NAME, _differentiate, grad_output, *ctx.saved_tensors, *ctx.arguments, needed
             )
             grads = [g if want else None for g, want in zip(computed, needed, strict=True)]
         grad_residual = grad_output if ctx.needs_input_grad[3] else None
-        return (*grads, grad_residual, None, None)
+        return (*grads, grad_residual, None, None, None)
+
+
+def _differentiate(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str,
+    backend: str,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = (grad_output, input, weight, bias)
+    call = _GRADIENTS.direct_backward(
+        *(BACKENDS, backend, tensors, (activation, *needed)), *(*tensors, activation, needed)
+    )
+    if call is not None:
+        return call(*tensors)
+    return _backward(*tensors, activation, backend, needed)
 
 
 def _forward_impl(

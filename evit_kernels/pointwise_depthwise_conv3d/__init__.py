@@ -114,7 +114,8 @@ def pointwise_depthwise_conv3d(
             backend=backend,
         )
     if known.direct is not None:
-        return known.direct(*tensors)
+        result: Tensor = known.direct(*tensors)
+        return result
     return op.pointwise_depthwise_conv3d(
         input, pointwise_weight, pointwise_bias, weight, bias, window, functions, known.backend
     )

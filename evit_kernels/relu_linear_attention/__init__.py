@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from evit_kernels import _calls, _checks, _registration, backends
+from evit_kernels import _calls, _checks, backends
 from evit_kernels.relu_linear_attention import op, reference
 from evit_kernels.relu_linear_attention.op import NAME
 
@@ -90,9 +90,7 @@ def relu_linear_attention_qkv(
         known = _PACKED.keep(key, _calls.Known(chosen, None, direct))
     if known.backend == "reference":
         return reference.relu_linear_attention_qkv(tensors, head_dim, eps)
-    if known.direct is not None and not _registration.needs_autograd(*tensors):
-        return known.direct(*tensors)
-    return op.relu_linear_attention_qkv(tensors, head_dim, eps, known.backend)
+    return op.relu_linear_attention_qkv(tensors, head_dim, eps, known.backend, known.direct)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:

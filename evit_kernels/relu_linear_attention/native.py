@@ -7,6 +7,7 @@ token to token. Packed channels-last projections are that as they are; other lay
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 
 import torch
@@ -78,7 +79,10 @@ def forward_qkv(qkv: Sequence[Tensor], head_dim: int, eps: float) -> tuple[Tenso
 
 
 def direct(qkv: Sequence[Tensor], head_dim: int, eps: float) -> Callable[..., Tensor] | None:
-    """Returns what computes calls like this one past the dispatcher, None if they need copies."""
+    """Returns what computes calls like this one past the dispatcher, None if they need copies.
+
+    It takes the tensors, and `state` for the sums where they are wanted.
+    """
     first = qkv[0]
     if not is_memory(*qkv) or not _layout.is_channels_last(first):
         return None
@@ -89,14 +93,14 @@ def direct(qkv: Sequence[Tensor], head_dim: int, eps: float) -> Callable[..., Te
     problem = _problem(first, _packed_sizes(first, head_dim), eps, rows)
     run = core().relu_linear_attention_forward
 
-    def call(*qkv: Tensor) -> Tensor:
+    def call(*qkv: Tensor, state: Tensor | None = None) -> Tensor:
         output = new_output()
         written = output.data_ptr()
         addresses: list[int] = []
         for x in qkv:
             read = x.data_ptr()
             addresses += (read, read, read, written)
-        run(problem, addresses, 0)
+        run(problem, addresses, 0 if state is None else state.data_ptr())
         return output
 
     return call
@@ -126,6 +130,46 @@ def backward_qkv(
         _layout.in_format_of(result, x) if want else result
         for x, result, want in zip(qkv, results, needed, strict=True)
     ]
+
+
+def direct_backward(
+    grad_output: Tensor,
+    qkv: Sequence[Tensor],
+    head_dim: int,
+    eps: float,
+    needed: Sequence[bool],
+) -> Callable[..., list[Tensor]] | None:
+    """Returns what computes such gradients past the dispatcher, None if they need copies.
+
+    It takes the gradient of the output, the sums and the tensors.
+    """
+    if not is_memory(grad_output, *qkv) or not all(map(_layout.is_channels_last, qkv)):
+        return None
+    if any(_rows_of_tokens(x) is not x for x in (grad_output, *qkv)):
+        return None
+    makers = [
+        new(x.shape, x.dtype) if want else partial(torch.empty, 0, dtype=x.dtype)
+        for x, want in zip(qkv, needed, strict=True)
+    ]
+    rows = _packed_rows(qkv, grad_output, head_dim)
+    for (_, views), make, want in zip(rows, makers, needed, strict=True):
+        views += _packed_views(make(), head_dim) if want else [_ABSENT] * 3
+    problem = _problem(qkv[0], _packed_sizes(qkv[0], head_dim), eps, rows)
+    run = core().relu_linear_attention_backward
+
+    def call(grad_output: Tensor, state: Tensor, *qkv: Tensor) -> list[Tensor]:
+        grad = grad_output.data_ptr()
+        results: list[Tensor] = []
+        addresses: list[int] = []
+        for x, make, want in zip(qkv, makers, needed, strict=True):
+            result = make()
+            results.append(result)
+            read, written = x.data_ptr(), result.data_ptr() if want else 0
+            addresses += (read, read, read, grad, written, written, written)
+        run(problem, addresses, state.data_ptr())
+        return results
+
+    return call
 
 
 def _run(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evit_kernels import _layout, _registration
+from evit_kernels import _calls, _layout, _registration
 from evit_kernels.relu_linear_attention import native
 
 NAME = "relu_linear_attention"
@@ -35,6 +35,7 @@ _registration.define(
 )
 
 BACKENDS = _registration.Backends(__package__, native=native)
+_GRADIENTS = _calls.Calls()
 
 
 def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, backend: str) -> Tensor:
@@ -48,13 +49,18 @@ def relu_linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float, backend: 
 
 
 def relu_linear_attention_qkv(
-    qkv: Sequence[Tensor], head_dim: int, eps: float, backend: str
+    qkv: Sequence[Tensor], head_dim: int, eps: float, backend: str, direct: _calls.Direct
 ) -> Tensor:
-    """Calls the registered operator for packed projections, through autograd where wanted."""
+    """Calls the operator for packed projections, through autograd where wanted.
+
+    `direct`, where there is one, instead of the registered one.
+    """
     if _registration.needs_autograd(*qkv):
         apply: Any = _PackedAttention.apply
-        result: Tensor = apply(head_dim, eps, backend, *_registration.distinct(*qkv))
+        result: Tensor = apply(head_dim, eps, backend, direct, *_registration.distinct(*qkv))
         return result
+    if direct is not None:
+        return direct(*qkv)
     output: Tensor = _forward_qkv(list(qkv), head_dim, eps, backend)[0]
     return output
 
@@ -79,8 +85,14 @@ class _Attention(torch.autograd.Function):
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, head_dim: int, eps: float, backend: str, *qkv: Tensor) -> Tensor:
-        output, state = _forward_qkv(list(qkv), head_dim, eps, backend)
+    def forward(
+        ctx: Any, head_dim: int, eps: float, backend: str, direct: _calls.Direct, *qkv: Tensor
+    ) -> Tensor:
+        if direct is None:
+            output, state = _forward_qkv(list(qkv), head_dim, eps, backend)
+        else:
+            state = _empty_state(qkv[0], _packed_heads(qkv, head_dim), head_dim)
+            output = direct(*qkv, state=state)
         ctx.save_for_backward(state, *qkv)
         ctx.arguments = (head_dim, eps, backend)
         result: Tensor = output
@@ -89,11 +101,11 @@ class _PackedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         state, *qkv = ctx.saved_tensors
-        needed = list(ctx.needs_input_grad[3:])
+        needed = list(ctx.needs_input_grad[4:])
         grads = _registration.call_backward(
             NAME, _backward_unpacked, needed, *ctx.arguments, grad_output, state, *qkv
         )
-        return (None, None, None, *_wanted(grads, needed))
+        return (None, None, None, None, *_wanted(grads, needed))
 
 
 def _wanted(grads: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
@@ -109,6 +121,15 @@ def _backward_unpacked(
     state: Tensor,
     *qkv: Tensor,
 ) -> tuple[Tensor, ...]:
+    call = _GRADIENTS.direct_backward(
+        BACKENDS,
+        backend,
+        (grad_output, state, *qkv),
+        (head_dim, eps, *needed),
+        *(grad_output, qkv, head_dim, eps, needed),
+    )
+    if call is not None:
+        return tuple(call(grad_output, state, *qkv))
     # Autograd sees tensors only when they are arguments of their own, never inside a list.
     return tuple(_backward_qkv(grad_output, qkv, state, head_dim, eps, backend, needed))
 
@@ -123,7 +144,7 @@ def _forward_impl(
 def _forward_fake(
     q: Tensor, k: Tensor, v: Tensor, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), _fake_state(q, q.shape[1], q.shape[3])
+    return q.new_empty(q.shape), _empty_state(q, q.shape[1], q.shape[3])
 
 
 def _backward_impl(
@@ -168,7 +189,7 @@ def _forward_qkv_impl(
 def _forward_qkv_fake(
     qkv: list[Tensor], head_dim: int, eps: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    heads = sum(x.shape[1] // (3 * head_dim) for x in qkv)
+    heads = _packed_heads(qkv, head_dim)
     first = qkv[0]
     output = torch.empty(
         (first.shape[0], heads * head_dim, *first.shape[2:]),
@@ -176,7 +197,7 @@ def _forward_qkv_fake(
         device=first.device,
         memory_format=_layout.format_of(first),
     )
-    return output, _fake_state(first, heads, head_dim)
+    return output, _empty_state(first, heads, head_dim)
 
 
 def _backward_qkv_impl(
@@ -209,7 +230,11 @@ def _backward_qkv_fake(
     ]
 
 
-def _fake_state(like: Tensor, heads: int | torch.SymInt, width: int | torch.SymInt) -> Tensor:
+def _packed_heads(qkv: Sequence[Tensor], head_dim: int) -> int:
+    return sum(x.shape[1] // (3 * head_dim) for x in qkv)
+
+
+def _empty_state(like: Tensor, heads: int | torch.SymInt, width: int | torch.SymInt) -> Tensor:
     wide = torch.promote_types(like.dtype, torch.float32)
     return like.new_empty((like.shape[0], heads, width + 1, width), dtype=wide)
 

@@ -188,6 +188,68 @@ def test_gradients_flow_in_a_known_call(case: Case) -> None:
     assert first.grad is not None
 
 
+def gradients(case: Case) -> list[Tensor]:
+    """Of a scalar whose gradient is rows of memory, as between two of our operators."""
+    leaves = [t.detach().requires_grad_() for t in case.tensors]
+    return list(torch.autograd.grad(case.function(*leaves).square().sum(), leaves))
+
+
+def test_gradients_of_the_short_and_of_the_long_way_are_the_same(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = gradients(case)
+    monkeypatch.setattr(_calls, "_watched", lambda: True)
+    for ours, theirs in zip(short, gradients(case), strict=True):
+        assert torch.equal(ours, theirs)
+        assert ours.stride() == theirs.stride()
+        assert ours.dtype == theirs.dtype
+
+
+def test_known_gradients_do_not_pass_the_dispatcher(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    direct = _calls.Calls.direct_backward
+
+    def spy(self: Any, *arguments: Any) -> Any:
+        calls.append(direct(self, *arguments))
+        return calls[-1]
+
+    monkeypatch.setattr(_calls.Calls, "direct_backward", spy)
+    gradients(case)
+    assert calls
+    assert None not in calls
+    with torch.profiler.profile() as profile:
+        gradients(case)
+    # That of both together is that of one after the other.
+    names = ("depthwise_conv3d", "pointwise_conv3d") if "pointwise_d" in case.name else (case.name,)
+    seen = {event.key for event in profile.key_averages()}
+    assert {f"evit::{name}_backward" for name in names} <= seen
+
+
+def test_gradients_of_many_at_once(case: Case) -> None:
+    if case.name == "relu_linear_attention_qkv":
+        pytest.skip("torch maps no operator that takes a list of tensors")
+    gradients(case)
+    leaves = [t.detach().requires_grad_() for t in case.tensors]
+    output = case.function(*leaves)
+    noise = torch.stack([torch.randn_like(output) for _ in range(3)])
+    batched = torch.autograd.grad(output, leaves, noise, retain_graph=True, is_grads_batched=True)
+    for i, row in enumerate(noise):
+        single = torch.autograd.grad(output, leaves, row, retain_graph=True)
+        for ours, theirs in zip(batched, single, strict=True):
+            torch.testing.assert_close(ours[i], theirs)
+
+
+def test_gradients_keep_no_tensor_alive(case: Case) -> None:
+    results = gradients(case)
+    references = [weakref.ref(t) for t in (*case.tensors, *results)]
+    case.tensors = ()
+    results.clear()
+    gc.collect()
+    assert [r() for r in references] == [None] * len(references)
+
+
 def test_a_dual_tensor_is_refused_not_dropped(case: Case) -> None:
     with torch.autograd.forward_ad.dual_level():
         first = torch.autograd.forward_ad.make_dual(case.tensors[0], case.tensors[0].clone())
@@ -211,12 +273,22 @@ def test_negative_views_keep_their_sign(case: Case) -> None:
     torch.testing.assert_close(case.function(view, *others), case.function(-first, *others))
 
 
-def test_a_tensor_without_memory_is_refused(case: Case) -> None:
-    nothing = torch._efficientzerotensor(case.tensors[0].shape).as_strided(
-        case.tensors[0].shape, case.tensors[0].stride()
-    )
-    with pytest.raises(RuntimeError):
-        case.function(nothing, *case.tensors[1:])
+def zeros_without_memory(like: Tensor) -> Tensor:
+    return torch._efficientzerotensor(like.shape).as_strided(like.shape, like.stride())
+
+
+def test_zeros_without_memory_are_zeros(case: Case) -> None:
+    first, *others = case.tensors
+    result = case.function(zeros_without_memory(first), *others)
+    torch.testing.assert_close(result, case.function(torch.zeros_like(first), *others))
+
+
+def test_gradients_of_zeros_without_memory_are_zeros(case: Case) -> None:
+    gradients(case)
+    leaves = [t.detach().requires_grad_() for t in case.tensors]
+    output = case.function(*leaves)
+    for gradient in torch.autograd.grad(output, leaves, zeros_without_memory(output)):
+        assert not gradient.any()
 
 
 def test_no_tensor_is_kept_alive(case: Case) -> None:
