@@ -41,11 +41,12 @@ class Known(NamedTuple):
         backend: the backend that serves it.
         arguments: what the checks made of its options.
         direct: computes it from its tensors, without autograd; None where there is no short way.
+            One callable, or several of an operator that is more than one call.
     """
 
     backend: str
     arguments: Any
-    direct: Callable[..., Any] | None = None
+    direct: Any = None
 
 
 _ALL: list[Calls] = []
@@ -126,19 +127,19 @@ class Calls:
         if known is None:
             call = key and direct(backends, backend, *arguments, way="direct_backward")
             known = self.keep(key, Known(backend, None, call))
-        return known.direct
+        result: Callable[..., Any] | None = known.direct
+        return result
 
 
 def direct(
     backends: Mapping[str, ModuleType], backend: str, *arguments: Any, way: str = "direct"
-) -> Callable[..., Any] | None:
+) -> Any:
     """Returns what computes calls like this one past torch's dispatcher, None if nothing does.
 
     way: "direct", or "direct_backward" for gradients.
     """
     prepare = getattr(backends.get(backend), way, None)
-    result: Callable[..., Any] | None = None if prepare is None else prepare(*arguments)
-    return result
+    return None if prepare is None else prepare(*arguments)
 
 
 def _capturing() -> bool:

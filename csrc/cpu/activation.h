@@ -115,7 +115,7 @@ EVIT_INLINE bool activate_inline(Vector<A, L> (&v)[N], Activation activation) {
       return true;
     case Activation::kRelu:
       EVIT_UNROLL
-      for (int i = 0; i < N; ++i) v[i] = v[i] < Vector<A, L>{} ? Vector<A, L>{} : v[i];
+      for (int i = 0; i < N; ++i) v[i] = positive_part(v[i]);
       return true;
     case Activation::kHardswish:
       EVIT_UNROLL
@@ -137,7 +137,7 @@ __attribute__((noinline)) void activate(Vector<A, L>* v, int count, Activation a
     case Activation::kNone:
       return;
     case Activation::kRelu:
-      for (int i = 0; i < count; ++i) v[i] = v[i] < zero ? zero : v[i];
+      for (int i = 0; i < count; ++i) v[i] = positive_part(v[i]);
       return;
     case Activation::kRelu6:
       for (int i = 0; i < count; ++i) v[i] = clamp_of<A, L>(v[i], A(0), A(6));

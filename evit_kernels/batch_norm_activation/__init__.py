@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evit_kernels import _activations, _checks, backends
+from evit_kernels import _activations, _calls, _checks, backends
 from evit_kernels.batch_norm_activation import op, reference
 from evit_kernels.batch_norm_activation.op import NAME
+
+_CALLS = _calls.Calls()
 
 
 def batch_norm_activation(
@@ -53,13 +55,18 @@ def batch_norm_activation(
         ValueError: wrong rank, sizes or names, or one value per channel in training.
         TypeError: wrong types. RuntimeError: a backend that cannot serve, a second derivative.
     """
-    _check(input, weight, bias, running_mean, running_var, training)
-    function = _activations.canonical(activation, NAME)
-    chosen = backends.select(NAME, backend, input)
-    arguments = (input, weight, bias, running_mean, running_var, training, momentum, eps, function)
-    if chosen == "reference":
+    tensors = (input, weight, bias, running_mean, running_var)
+    key, known = _CALLS.find(tensors, (training, eps, activation), backend)
+    if known is None:
+        _check(*tensors, training)
+        function = _activations.canonical(activation, NAME)
+        chosen = backends.select(NAME, backend, input)
+        direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, eps, function)
+        known = _CALLS.keep(key, _calls.Known(chosen, function, direct))
+    arguments = (*tensors, training, momentum, eps, known.arguments)
+    if known.backend == "reference":
         return reference.batch_norm_activation(*arguments)
-    return op.batch_norm_activation(*arguments, chosen)
+    return op.batch_norm_activation(*arguments, known.backend, known.direct)
 
 
 def _check(

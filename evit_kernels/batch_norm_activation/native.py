@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty
+from evit_kernels._native import DTYPES, core, empty, is_memory, new
 
 # Channels-last views that are not dense are read in place if their rows are whole vectors anywhere.
 _WIDEST_VECTOR = 16
+
+
+_Gradients = tuple[Tensor, Tensor, Tensor]
+
+
+class Direct(NamedTuple):
+    """What computes `statistics`, and `forward` without its options, past the dispatcher."""
+
+    statistics: Callable[[Tensor], tuple[Tensor, Tensor]]
+    forward: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
 def statistics(input: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,6 +109,84 @@ def backward(
     return grad_input, grad_weight, grad_bias
 
 
+def direct(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    eps: float,
+    activation: str,
+) -> Direct | None:
+    """Returns what computes calls like this one past the dispatcher, None if they need copies."""
+    if not _in_rows(input) or not _summed(input, weight, bias, running_mean, running_var):
+        return None
+    moments, problem = _problem(input, input), _problem(input, input, activation, eps)
+    new_moment = partial(torch.empty, input.shape[1], dtype=accumulation(input.dtype))
+    new_output = new(input.shape, input.dtype)
+    run_statistics, run_forward = core().batch_norm_statistics, core().batch_norm_activation_forward
+
+    def call_statistics(input: Tensor) -> tuple[Tensor, Tensor]:
+        mean, variance = new_moment(), new_moment()
+        run_statistics(moments, input.data_ptr(), mean.data_ptr(), variance.data_ptr())
+        return mean, variance
+
+    def call_forward(
+        input: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+    ) -> Tensor:
+        output = new_output()
+        channels = (mean, variance, weight, bias)
+        run_forward(problem, input.data_ptr(), *map(_pointer, channels), output.data_ptr())
+        return output
+
+    return Direct(call_statistics, call_forward)
+
+
+def direct_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch_moments: bool,
+    eps: float,
+    activation: str,
+    needed: list[bool],
+) -> Callable[..., _Gradients] | None:
+    """Returns what computes such gradients past the dispatcher, None if they need copies."""
+    if not _in_rows(input) or not _summed(input, mean, variance, weight, bias):
+        return None
+    if not is_memory(grad_output):
+        return None
+    if not grad_output.is_contiguous(memory_format=torch.channels_last_3d):
+        return None
+    problem = _problem(input, input, activation, eps, batch_moments)
+    nothing = partial(torch.empty, 0, dtype=input.dtype)
+    new_channel = partial(torch.empty, input.shape[1], dtype=accumulation(input.dtype))
+    new_input = new(input.shape, input.dtype) if needed[0] else nothing
+    new_weight, new_bias = (new_channel if want else nothing for want in needed[1:])
+    run = core().batch_norm_activation_backward
+
+    def call(grad_output: Tensor, input: Tensor, *channels: Tensor | None) -> _Gradients:
+        gradients = (new_input(), new_weight(), new_bias())
+        run(
+            problem,
+            grad_output.data_ptr(),
+            input.data_ptr(),
+            *map(_pointer, channels),
+            # Where nothing is needed, nothing was allocated: its address is zero.
+            *map(_pointer, gradients),
+        )
+        return gradients
+
+    return call
+
+
 def accumulation(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which the core keeps sums over tensors of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -137,6 +229,19 @@ def _readable(input: Tensor) -> Tensor:
     if input.stride(1) == 1 and input.shape[1] % _WIDEST_VECTOR == 0:
         return input
     return input.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _in_rows(input: Tensor) -> bool:
+    """Whether the core reads `input` in place, channels next to each other."""
+    return is_memory(input) and _layout.is_channels_last(input) and _readable(input) is input
+
+
+def _summed(input: Tensor, *channels: Tensor | None) -> bool:
+    """Whether vectors of channels are dense, in the dtype of sums over `input`."""
+    dtype = accumulation(input.dtype)
+    return is_memory(*channels, dense=True) and all(
+        value is None or value.dtype == dtype for value in channels
+    )
 
 
 def _channels(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evit_kernels import _layout, _registration
+from evit_kernels import _calls, _layout, _registration
 from evit_kernels.batch_norm_activation import native
 
 NAME = "batch_norm_activation"
@@ -31,6 +31,7 @@ _registration.define(
 )
 
 BACKENDS = {"native": native}
+_GRADIENTS = _calls.Calls()
 
 
 def batch_norm_activation(
@@ -44,11 +45,15 @@ def batch_norm_activation(
     eps: float,
     activation: str,
     backend: str,
+    direct: native.Direct | None,
 ) -> Tensor:
-    """Calls the registered operators, through autograd where a gradient is wanted."""
+    """Calls the operators, through autograd where a gradient is wanted.
+
+    Those of `direct`, where there are any, instead of the registered ones.
+    """
     if training:
         with torch.no_grad():
-            mean, variance = _statistics(input, backend)
+            mean, variance = direct.statistics(input) if direct else _statistics(input, backend)
             count = input.numel() // input.shape[1]
             if count:  # an empty batch teaches nothing
                 _update(running_mean, mean, momentum)
@@ -61,14 +66,20 @@ def batch_norm_activation(
     tensors = (input, mean, variance, weight, bias)
     if _registration.needs_autograd(input, weight, bias):
         result: Tensor = _BatchNormActivation.apply(
-            *_registration.distinct(*tensors), training, eps, activation, backend
+            *_registration.distinct(*tensors), training, eps, activation, backend, direct
         )
         return result
+    if direct is not None:
+        return direct.forward(*tensors)
     return _forward(*tensors, eps, activation, backend)
 
 
 def _update(running: Tensor | None, value: Tensor, momentum: float, factor: float = 1.0) -> None:
-    if running is not None:
+    if running is None:
+        return
+    if running.dtype == value.dtype:
+        running.mul_(1 - momentum).add_(value, alpha=momentum * factor)
+    else:
         # In the precision of `value`, rounded once to that of the buffer.
         kept = running.to(value.dtype) * (1 - momentum)
         running.copy_(kept.add_(value, alpha=momentum * factor))
@@ -87,10 +98,13 @@ class _BatchNormActivation(torch.autograd.Function):
         eps: float,
         activation: str,
         backend: str,
+        direct: native.Direct | None,
     ) -> Tensor:
         # The output before the activation is recomputed from these: one tensor is kept, not three.
         ctx.save_for_backward(input, mean, variance, weight, bias)
         ctx.arguments = (training, eps, activation, backend)
+        if direct is not None:
+            return direct.forward(input, mean, variance, weight, bias)
         return _forward(input, mean, variance, weight, bias, eps, activation, backend)
 
     @staticmethod
@@ -98,10 +112,33 @@ class _BatchNormActivation(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         needed = [wanted[0], wanted[3], wanted[4]]
         grads = _registration.call_backward(
-            NAME, _backward, grad_output, *ctx.saved_tensors, *ctx.arguments, needed
+            NAME, _differentiate, grad_output, *ctx.saved_tensors, *ctx.arguments, needed
         )
         input, weight, bias = (g if want else None for g, want in zip(grads, needed, strict=True))
-        return input, None, None, weight, bias, None, None, None, None
+        return input, None, None, weight, bias, None, None, None, None, None
+
+
+def _differentiate(
+    grad_output: Tensor,
+    input: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    batch_moments: bool,
+    eps: float,
+    activation: str,
+    backend: str,
+    needed: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    tensors = (grad_output, input, mean, variance, weight, bias)
+    options = (batch_moments, eps, activation)
+    call = _GRADIENTS.direct_backward(
+        *(BACKENDS, backend, tensors, (*options, *needed)), *(*tensors, *options, needed)
+    )
+    if call is not None:
+        return call(*tensors)
+    return _backward(*tensors, *options, backend, needed)
 
 
 def _statistics_impl(input: Tensor, backend: str) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from evit_kernels import (
     _calls,
+    batch_norm_activation,
     depthwise_conv3d,
     pointwise_conv3d,
     pointwise_depthwise_conv3d,
@@ -71,6 +72,15 @@ def cases() -> list[Case]:
             torch.randn(6),
             torch.randn(6, 1, 3, 3, 3),
             torch.randn(6),
+        ),
+        Case(
+            "batch_norm_activation",
+            lambda x, w, b: batch_norm_activation(
+                x, w, b, None, None, training=True, activation="hardswish", backend="native"
+            ),
+            x,
+            torch.rand(8) + 0.5,
+            torch.randn(8),
         ),
         Case(
             "relu_linear_attention_qkv",
