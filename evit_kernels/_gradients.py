@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from evit_kernels._native import new
+from evit_kernels._native import new, new_dense
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
@@ -46,10 +45,10 @@ def convolution(
         activated: whether an activation follows, whose derivative needs scratch.
         needed: which of the three are computed.
     """
-    nothing = partial(torch.empty, 0, dtype=input.dtype)
+    nothing = new_dense(0, input.dtype)
 
     def parameter(size: Sequence[int], wanted: bool) -> Callable[[], Tensor]:
-        return partial(torch.empty, size, dtype=weight.dtype) if wanted else nothing
+        return new_dense(size, weight.dtype) if wanted else nothing
 
     new_input = new(input.shape, input.dtype) if needed[0] else nothing
     new_weight = parameter(weight.shape, needed[1])
@@ -57,7 +56,7 @@ def convolution(
     # Derivative of the activation times the gradient; its input is recomputed, never stored.
     new_scratch = new(grad_output.shape, input.dtype) if activated else None
     count = workspace(problem) if needed[1] or needed[2] else 0
-    new_partials = partial(torch.empty, count, dtype=sums(input.dtype))
+    new_partials = new_dense(count, sums(input.dtype))
 
     def call(grad_output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None) -> Gradients:
         gradients = (new_input(), new_weight(), new_bias())

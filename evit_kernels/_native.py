@@ -27,6 +27,7 @@ DTYPES: dict[torch.dtype, int] = {
     torch.bfloat16: 2,
     torch.float64: 3,
 }
+_CPU = torch.device("cpu")
 _LARGE = 16 << 20  # bytes; smaller ones come from memory that was used before
 NO_DEVICE = "torch sees no CUDA device"
 NO_CUDA = "this build has no CUDA kernels: no nvcc, or EVIT_CUDA=0, when it was installed"
@@ -114,9 +115,7 @@ def empty(
 def new(size: Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
     """Returns what makes uninitialised channels-last tensors of one size, as `empty` does."""
     like = torch.empty(size, dtype=dtype, device="meta", memory_format=torch.channels_last_3d)
-    make = partial(
-        torch.empty_strided, like.shape, like.stride(), dtype=dtype, device=torch.device("cpu")
-    )
+    make = partial(torch.empty_strided, like.shape, like.stride(), dtype=dtype, device=_CPU)
     if like.nbytes < _LARGE:
         return make
 
@@ -126,6 +125,11 @@ def new(size: Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
         return tensor
 
     return large
+
+
+def new_dense(size: int | Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Returns what makes uninitialised contiguous tensors in CPU memory, whatever the default."""
+    return partial(torch.empty, size, dtype=dtype, device=_CPU)
 
 
 def is_memory(*tensors: Tensor | None, dense: bool = False) -> bool:

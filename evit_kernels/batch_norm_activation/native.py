@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty, is_memory, new
+from evit_kernels._native import DTYPES, core, empty, is_memory, new, new_dense
 
 # Channels-last views that are not dense are read in place if their rows are whole vectors anywhere.
 _WIDEST_VECTOR = 16
@@ -122,7 +121,7 @@ def direct(
     if not _in_rows(input) or not _summed(input, weight, bias, running_mean, running_var):
         return None
     moments, problem = _problem(input, input), _problem(input, input, activation, eps)
-    new_moment = partial(torch.empty, input.shape[1], dtype=accumulation(input.dtype))
+    new_moment = new_dense(input.shape[1], accumulation(input.dtype))
     new_output = new(input.shape, input.dtype)
     run_statistics, run_forward = core().batch_norm_statistics, core().batch_norm_activation_forward
 
@@ -166,8 +165,8 @@ def direct_backward(
     if not grad_output.is_contiguous(memory_format=torch.channels_last_3d):
         return None
     problem = _problem(input, input, activation, eps, batch_moments)
-    nothing = partial(torch.empty, 0, dtype=input.dtype)
-    new_channel = partial(torch.empty, input.shape[1], dtype=accumulation(input.dtype))
+    nothing = new_dense(0, input.dtype)
+    new_channel = new_dense(input.shape[1], accumulation(input.dtype))
     new_input = new(input.shape, input.dtype) if needed[0] else nothing
     new_weight, new_bias = (new_channel if want else nothing for want in needed[1:])
     run = core().batch_norm_activation_backward

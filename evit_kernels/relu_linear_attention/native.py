@@ -7,14 +7,13 @@ token to token. Packed channels-last projections are that as they are; other lay
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from evit_kernels import _layout, _native
-from evit_kernels._native import DTYPES, core, empty, is_memory, new
+from evit_kernels._native import DTYPES, core, empty, is_memory, new, new_dense
 
 # Heads in a tensor: at how many elements they begin, and the strides of batch, head and token.
 _View = tuple[int, int, int, int]
@@ -148,7 +147,7 @@ def direct_backward(
     if any(_rows_of_tokens(x) is not x for x in (grad_output, *qkv)):
         return None
     makers = [
-        new(x.shape, x.dtype) if want else partial(torch.empty, 0, dtype=x.dtype)
+        new(x.shape, x.dtype) if want else new_dense(0, x.dtype)
         for x, want in zip(qkv, needed, strict=True)
     ]
     rows = _packed_rows(qkv, grad_output, head_dim)

@@ -237,6 +237,13 @@ def test_known_gradients_do_not_pass_the_dispatcher(
     assert {f"evit::{name}_backward" for name in names} <= seen
 
 
+def test_memory_is_that_of_the_tensors_whatever_the_default(case: Case) -> None:
+    expected = gradients(case)
+    with torch.device("meta"):
+        for ours, theirs in zip(gradients(case), expected, strict=True):
+            assert torch.equal(ours, theirs)
+
+
 def test_gradients_of_many_at_once(case: Case) -> None:
     if case.name == "relu_linear_attention_qkv":
         pytest.skip("torch maps no operator that takes a list of tensors")
