@@ -2,8 +2,8 @@
 
 Between two large kernels the caches hold little of the interpreter and of PyTorch's dispatcher. A
 call that takes 17 us when it is repeated by itself took 260 us there, as long as many a kernel;
-looking it up and going to the core at once took 135 to 170 us. Gradients go the same way: those of
-attention over 392 tokens take two thirds of the time so.
+looking it up and going to the core at once took 135 to 170 us. Gradients go the same way: one of
+attention that takes 34 instead of 62 us when repeated takes 121 instead of 169 us between others.
 """
 
 from __future__ import annotations
@@ -117,15 +117,14 @@ class Calls:
         backend: str,
         tensors: Sequence[Tensor | None],
         options: tuple[Any, ...],
-        *arguments: Any,
     ) -> Callable[..., Any] | None:
         """Returns what computes gradients past torch's dispatcher, None if nothing does.
 
-        The backend is asked once, with `arguments`, for all calls of the same tensors and options.
+        It takes `tensors`; the backend is asked once for all that are alike, and their options.
         """
         key, known = self.find(tensors, options, backend)
         if known is None:
-            call = key and direct(backends, backend, *arguments, way="direct_backward")
+            call = key and direct(backends, backend, tensors, *options, way="direct_backward")
             known = self.keep(key, Known(backend, None, call))
         result: Callable[..., Any] | None = known.direct
         return result

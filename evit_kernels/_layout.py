@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evit_kernels._native import core, empty
+from evit_kernels._native import core, empty, is_memory
 
 _FEW_CHANNELS = 4
 
@@ -26,6 +26,11 @@ def is_channels_last(x: Tensor) -> bool:
         return True
     # A slice or a permuted view: the channel stride decides, as long as no other axis is as small.
     return x.stride(1) == 1 and x.stride(4) != 1
+
+
+def is_rows(x: Tensor) -> bool:
+    """Tells whether the core may read `x` where it lies, as dense channels-last memory."""
+    return is_memory(x) and x.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def format_of(x: Tensor) -> torch.memory_format:

@@ -112,9 +112,13 @@ def empty(
     return tensor
 
 
-def new(size: Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Returns what makes uninitialised channels-last tensors of one size, as `empty` does."""
-    like = torch.empty(size, dtype=dtype, device="meta", memory_format=torch.channels_last_3d)
+def new(
+    size: Sequence[int],
+    dtype: torch.dtype,
+    memory_format: torch.memory_format = torch.channels_last_3d,
+) -> Callable[[], Tensor]:
+    """Returns what makes uninitialised tensors of one size in CPU memory, as `empty` does."""
+    like = torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
     make = partial(torch.empty_strided, like.shape, like.stride(), dtype=dtype, device=_CPU)
     if like.nbytes < _LARGE:
         return make

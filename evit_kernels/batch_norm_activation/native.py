@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,32 +79,22 @@ def backward(
 
     With `batch_moments`, mean and variance are those of `input` and pass gradients on to it.
     """
-    grad_input = (
-        empty(input.shape, input, _layout.format_of(input)) if needed[0] else input.new_empty(0)
+    if input.numel() == 0 or not any(needed):
+        return (
+            _layout.empty_like_format(input) if needed[0] else input.new_empty(0),
+            empty_parameter(weight, input, needed[1]).zero_(),
+            empty_parameter(bias, input, needed[2]).zero_(),
+        )
+    x = _readable(input)
+    grad = grad_output.contiguous(memory_format=_layout.format_of(input))
+    channels = [_channels(value, x.dtype) for value in (mean, variance, weight, bias)]
+    call = _derivative(x, input, eps, activation, batch_moments, needed)
+    grad_input, *sums = call(grad, x, *channels)
+    # Sums are of the accumulation type, gradients of the parameter's.
+    grad_weight, grad_bias = (
+        total.to((input if parameter is None else parameter).dtype) if want else total
+        for total, parameter, want in zip(sums, (weight, bias), needed[1:], strict=True)
     )
-    grad_weight = empty_parameter(weight, input, needed[1])
-    grad_bias = empty_parameter(bias, input, needed[2])
-    if input.numel() == 0:
-        return grad_input, grad_weight.zero_(), grad_bias.zero_()
-    if any(needed):
-        x = _readable(input)
-        grad = grad_output.contiguous(memory_format=_layout.format_of(input))
-        channels = [_channels(value, x.dtype) for value in (mean, variance, weight, bias)]
-        sums = [_channels(value, x.dtype) for value in (grad_weight, grad_bias)]
-        core().batch_norm_activation_backward(
-            _problem(x, input, activation, eps, batch_moments),
-            grad.data_ptr(),
-            x.data_ptr(),
-            *map(_pointer, channels),
-            _pointer(grad_input if needed[0] else None),
-            _pointer(sums[0] if needed[1] else None),
-            _pointer(sums[1] if needed[2] else None),
-        )
-        # Sums are of the accumulation type, gradients of the parameter's.
-        grad_weight, grad_bias = (
-            grad if total is grad or total is None else grad.copy_(total)
-            for grad, total in zip((grad_weight, grad_bias), sums, strict=True)
-        )
     return grad_input, grad_weight, grad_bias
 
 
@@ -146,28 +136,35 @@ def direct(
 
 
 def direct_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
     batch_moments: bool,
     eps: float,
     activation: str,
-    needed: list[bool],
+    needed: Sequence[bool],
 ) -> Callable[..., _Gradients] | None:
-    """Returns what computes such gradients past the dispatcher, None if they need copies."""
-    if not _in_rows(input) or not _summed(input, mean, variance, weight, bias):
+    """Returns what computes such gradients past the dispatcher, None if they need copies.
+
+    tensors: grad_output, input, mean, variance, weight and bias.
+    """
+    grad_output, input, *channels = tensors
+    if not _in_rows(input) or not _summed(input, *channels) or not _layout.is_rows(grad_output):
         return None
-    if not is_memory(grad_output):
-        return None
-    if not grad_output.is_contiguous(memory_format=torch.channels_last_3d):
-        return None
-    problem = _problem(input, input, activation, eps, batch_moments)
+    return _derivative(input, input, eps, activation, batch_moments, needed)
+
+
+def _derivative(
+    x: Tensor,
+    input: Tensor,
+    eps: float,
+    activation: str,
+    batch_moments: bool,
+    needed: Sequence[bool],
+) -> Callable[..., _Gradients]:
+    """Returns what computes gradients from memory as the core reads it: `x` is `input` there."""
+    problem = _problem(x, input, activation, eps, batch_moments)
     nothing = new_dense(0, input.dtype)
     new_channel = new_dense(input.shape[1], accumulation(input.dtype))
-    new_input = new(input.shape, input.dtype) if needed[0] else nothing
+    new_input = new(input.shape, input.dtype, _layout.format_of(input)) if needed[0] else nothing
     new_weight, new_bias = (new_channel if want else nothing for want in needed[1:])
     run = core().batch_norm_activation_backward
 

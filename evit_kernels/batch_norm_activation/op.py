@@ -133,9 +133,7 @@ def _differentiate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (grad_output, input, mean, variance, weight, bias)
     options = (batch_moments, eps, activation)
-    call = _GRADIENTS.direct_backward(
-        *(BACKENDS, backend, tensors, (*options, *needed)), *(*tensors, *options, needed)
-    )
+    call = _GRADIENTS.direct_backward(BACKENDS, backend, tensors, (*options, tuple(needed)))
     if call is not None:
         return call(*tensors)
     return _backward(*tensors, *options, backend, needed)

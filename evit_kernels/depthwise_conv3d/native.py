@@ -45,9 +45,7 @@ def direct(
     input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str
 ) -> Callable[..., Tensor] | None:
     """Returns what computes calls like this one past the dispatcher, None if they need copies."""
-    if input.stride(1) != 1 or not _layout.is_channels_last(input):
-        return None
-    if not is_memory(input) or not is_memory(weight, bias, dense=True):
+    if not _in_place(input, weight, bias):
         return None
     size, problem = _planned(input, False, geometry, activation)
     new_output = new(size, input.dtype)
@@ -77,52 +75,36 @@ def backward(
     grad = grad_output.contiguous(memory_format=layout)
     weight, bias = _dense(weight, bias)
     if grad.numel() == 0 or not any(needed):
-        shapes = (input.shape, weight.shape, weight.shape[:1])
-        return _gradients.zeros(input, shapes, needed)
+        return _gradients.zeros(input, weight, needed)
     _, problem = _planned(x, planar, geometry, activation)
     if _native.on_cuda(x):
-        gradients = _backward_on_cuda(problem, grad, x, weight, bias, activation, needed, layout)
-    else:
-        call = _derivative(problem, grad, x, weight, activation, needed)
-        gradients = call(grad, x, weight, bias)
-    if needed[0] and not planar:
-        return (_layout.in_format_of(gradients[0], input), *gradients[1:])
-    return gradients
+        scratch = empty(grad.shape, grad, layout) if activation != "none" else None
+        return _backward_on_cuda(problem, grad, x, weight, bias, scratch, needed)
+    call = _gradients.convolution(
+        core(), "depthwise_conv3d", problem, grad, x, weight, activation, needed
+    )
+    grad_input, grad_weight, grad_bias = call(grad, x, weight, bias)
+    if needed[0]:
+        grad_input = _layout.in_format_of(grad_input, input)
+    return grad_input, grad_weight, grad_bias
 
 
 def direct_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
     geometry: Geometry,
     activation: str,
-    needed: list[bool],
+    needed: Sequence[bool],
 ) -> Callable[..., _gradients.Gradients] | None:
-    """Returns what computes such gradients past the dispatcher, None if they need copies."""
-    if input.stride(1) != 1 or not _layout.is_channels_last(input):
-        return None
-    if not is_memory(grad_output, input) or not is_memory(weight, bias, dense=True):
-        return None
-    if not grad_output.is_contiguous(memory_format=torch.channels_last_3d):
+    """Returns what computes such gradients past the dispatcher, None if they need copies.
+
+    tensors: grad_output, input, weight and bias.
+    """
+    grad_output, input, weight, bias = tensors
+    if not _in_place(input, weight, bias) or not _layout.is_rows(grad_output):
         return None
     _, problem = _planned(input, False, geometry, activation)
-    return _derivative(problem, grad_output, input, weight, activation, needed)
-
-
-def _derivative(
-    problem: bytes,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    activation: str,
-    needed: Sequence[bool],
-) -> Callable[..., _gradients.Gradients]:
     return _gradients.convolution(
-        core().depthwise_conv3d_backward,
-        core().depthwise_conv3d_workspace,
-        problem,
-        *(grad, x, weight, activation != "none", needed),
+        core(), "depthwise_conv3d", problem, grad_output, input, weight, activation, needed
     )
 
 
@@ -132,16 +114,11 @@ def _backward_on_cuda(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    activation: str,
+    scratch: Tensor | None,
     needed: Sequence[bool],
-    layout: torch.memory_format,
 ) -> _gradients.Gradients:
     kernels = _native.cuda()
-    nothing = x.new_empty(0)
-    grad_input = empty(tuple(x.shape), x, layout) if needed[0] else nothing
-    grad_weight = weight.new_empty(weight.shape) if needed[1] else nothing
-    grad_bias = weight.new_empty(weight.shape[0]) if needed[2] else nothing
-    scratch = empty(grad.shape, grad, layout) if activation != "none" else None
+    gradients = _gradients.empty(x, weight, needed)
     partials = weight.new_empty(
         kernels.depthwise_conv3d_workspace(problem), dtype=_gradients.sums(x.dtype)
     )
@@ -153,10 +130,20 @@ def _backward_on_cuda(
         _pointer(bias),
         _pointer(scratch),
         _pointer(partials),
-        *(gradient.data_ptr() for gradient in (grad_input, grad_weight, grad_bias)),
+        *(gradient.data_ptr() for gradient in gradients),
         *_native.stream(x),
     )
-    return grad_input, grad_weight, grad_bias
+    return gradients
+
+
+def _in_place(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether the core reads these where they lie, the input with channels next to each other."""
+    return (
+        is_memory(input)
+        and is_memory(weight, bias, dense=True)
+        and input.stride(1) == 1
+        and _layout.is_channels_last(input)
+    )
 
 
 def _readable(input: Tensor) -> tuple[Tensor, bool]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evit_kernels import _calls, _layout, _registration
+from evit_kernels import _calls, _gradients, _layout, _registration
 from evit_kernels.depthwise_conv3d import native
 from evit_kernels.depthwise_conv3d.geometry import NAME, Geometry, from_window
 
@@ -89,8 +89,7 @@ def _differentiate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     tensors = (grad_output, input, weight, bias)
     call = _GRADIENTS.direct_backward(
-        *(BACKENDS, backend, tensors, (geometry, activation, *needed)),
-        *(*tensors, geometry, activation, needed),
+        BACKENDS, backend, tensors, (geometry, activation, tuple(needed))
     )
     if call is not None:
         return call(*tensors)
@@ -124,12 +123,7 @@ def _backward_impl(
 def _backward_fake(
     grad_output: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    needed = arguments[-1]
-    return (
-        _layout.empty_like_format(input) if needed[0] else input.new_empty(0),
-        weight.new_empty(weight.shape) if needed[1] else input.new_empty(0),
-        weight.new_empty(weight.shape[0]) if needed[2] else input.new_empty(0),
-    )
+    return _gradients.empty(input, weight, arguments[-1])
 
 
 _forward = _registration.implement("depthwise_conv3d", _forward_impl, _forward_fake)

@@ -42,12 +42,8 @@ def direct(
     activation: str,
 ) -> Callable[..., Tensor] | None:
     """Returns what computes calls like this one past the dispatcher, None if they need copies."""
-    if not is_memory(input, residual) or not is_memory(weight, bias, dense=True):
-        return None
-    step = _step(input)
-    if step is None or not _layout.is_channels_last(input):
-        return None
-    if residual is not None and not residual.is_contiguous(memory_format=torch.channels_last_3d):
+    step = _step_in_place(input, weight, bias)
+    if step is None or (residual is not None and not _layout.is_rows(residual)):
         return None
     problem = _problem(input, step, weight, activation)
     new_output = new((input.shape[0], weight.shape[0], *input.shape[2:]), input.dtype)
@@ -82,10 +78,11 @@ def backward(
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
     if grad.numel() == 0 or not any(needed):
-        shapes = (input.shape, weight.shape, weight.shape[:1])
-        return _gradients.zeros(input, shapes, needed)
+        return _gradients.zeros(input, weight, needed)
     problem = _problem(x, step, weight, activation)
-    call = _derivative(problem, grad, x, weight, activation, needed)
+    call = _gradients.convolution(
+        core(), "pointwise_conv3d", problem, grad, x, weight, activation, needed
+    )
     grad_input, grad_weight, grad_bias = call(grad, x, weight, bias)
     if needed[0]:
         grad_input = _layout.in_format_of(grad_input, input)
@@ -93,38 +90,19 @@ def backward(
 
 
 def direct_backward(
-    grad_output: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    activation: str,
-    needed: list[bool],
+    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None], activation: str, needed: Sequence[bool]
 ) -> Callable[..., _gradients.Gradients] | None:
-    """Returns what computes such gradients past the dispatcher, None if they need copies."""
-    if not is_memory(grad_output, input) or not is_memory(weight, bias, dense=True):
-        return None
-    step = _step(input)
-    if step is None or not _layout.is_channels_last(input):
-        return None
-    if not grad_output.is_contiguous(memory_format=torch.channels_last_3d):
+    """Returns what computes such gradients past the dispatcher, None if they need copies.
+
+    tensors: grad_output, input, weight and bias.
+    """
+    grad_output, input, weight, bias = tensors
+    step = _step_in_place(input, weight, bias)
+    if step is None or not _layout.is_rows(grad_output):
         return None
     problem = _problem(input, step, weight, activation)
-    return _derivative(problem, grad_output, input, weight, activation, needed)
-
-
-def _derivative(
-    problem: bytes,
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    activation: str,
-    needed: Sequence[bool],
-) -> Callable[..., _gradients.Gradients]:
     return _gradients.convolution(
-        core().pointwise_conv3d_backward,
-        core().pointwise_conv3d_workspace,
-        problem,
-        *(grad, x, weight, activation != "none", needed),
+        core(), "pointwise_conv3d", problem, grad_output, input, weight, activation, needed
     )
 
 
@@ -132,6 +110,13 @@ def _tokens(x: Tensor) -> tuple[Tensor, int]:
     """Returns `x`, or a copy, whose channels are neighbours, and the step between positions."""
     step = _step(x)
     return (_layout.dense_channels_last(x), x.shape[1]) if step is None else (x, step)
+
+
+def _step_in_place(input: Tensor, weight: Tensor, bias: Tensor | None) -> int | None:
+    """Returns the step between positions of `input`, None where anything needs a copy."""
+    if not is_memory(input) or not is_memory(weight, bias, dense=True):
+        return None
+    return _step(input) if _layout.is_channels_last(input) else None
 
 
 def _step(x: Tensor) -> int | None:

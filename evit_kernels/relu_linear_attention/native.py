@@ -132,16 +132,13 @@ def backward_qkv(
 
 
 def direct_backward(
-    grad_output: Tensor,
-    qkv: Sequence[Tensor],
-    head_dim: int,
-    eps: float,
-    needed: Sequence[bool],
+    tensors: Sequence[Tensor], head_dim: int, eps: float, needed: Sequence[bool]
 ) -> Callable[..., list[Tensor]] | None:
     """Returns what computes such gradients past the dispatcher, None if they need copies.
 
-    It takes the gradient of the output, the sums and the tensors.
+    tensors: the gradient of the output, the sums, and the packed projections.
     """
+    grad_output, _, *qkv = tensors
     if not is_memory(grad_output, *qkv) or not all(map(_layout.is_channels_last, qkv)):
         return None
     if any(_rows_of_tokens(x) is not x for x in (grad_output, *qkv)):

@@ -122,11 +122,7 @@ def _backward_unpacked(
     *qkv: Tensor,
 ) -> tuple[Tensor, ...]:
     call = _GRADIENTS.direct_backward(
-        BACKENDS,
-        backend,
-        (grad_output, state, *qkv),
-        (head_dim, eps, *needed),
-        *(grad_output, qkv, head_dim, eps, needed),
+        BACKENDS, backend, (grad_output, state, *qkv), (head_dim, eps, tuple(needed))
     )
     if call is not None:
         return tuple(call(grad_output, state, *qkv))
