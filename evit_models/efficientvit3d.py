@@ -34,7 +34,7 @@ from evit_models.blocks import (
     ResBlock,
     classifier_layer,
 )
-from evit_models.layers import DenseConvNormAct, LayerStyle
+from evit_models.layers import DenseConvNormAct, LayerStyle, init_tensor
 
 if TYPE_CHECKING:
     from evit_models.checkpoints.report import LoadReport
@@ -392,13 +392,3 @@ def _kinds_l(index: int, previous: int, width: int, style: LayerStyle) -> tuple[
 
 def _linear_rates(last: float, count: int) -> list[float]:
     return [last * index / max(count - 1, 1) for index in range(count)]
-
-
-def init_tensor(name: str, tensor: Tensor, *, identity: bool = False) -> None:
-    """Gives a parameter or buffer its first value, by its name and rank."""
-    if tensor.dim() > 1:
-        nn.init.trunc_normal_(tensor, std=0.02)
-    elif name.endswith(("norm.weight", "running_var")) and not identity:
-        nn.init.ones_(tensor)
-    else:
-        nn.init.zeros_(tensor)

@@ -365,3 +365,13 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
 }
+
+
+def init_tensor(name: str, tensor: Tensor, *, identity: bool = False) -> None:
+    """Gives a parameter or buffer its first value, by its name and rank."""
+    if tensor.dim() > 1:
+        nn.init.trunc_normal_(tensor, std=0.02)
+    elif name.endswith(("norm.weight", "running_var")) and not identity:
+        nn.init.ones_(tensor)
+    else:
+        nn.init.zeros_(tensor)

@@ -39,6 +39,9 @@ TINY: dict[str, Any] = {
 }
 STEPS = 12
 
+#: Calls `evit doctor`: the exit code, and its findings by name.
+Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
+
 # One thread: tensors are tiny here, and other work on the machine makes two wait for each other.
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 

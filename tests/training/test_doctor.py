@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,47 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runs import tiny, trainer
+from runs import Doctor, tiny, trainer
 from test_datasets import COLUMNS
 from test_doctor_checks import EachFrame
-from test_loop import Poisoned
 
 import evit_models.training.loop
-import evit_models.training.optimizer
 import evit_models.video
 from evit_models import EfficientViT3D, create_model, load_model, save_checkpoint
 from evit_models.checkpoints.keys import from_ours
 from evit_models.cli import main
-from evit_models.doctor.history import data_bound
 from evit_models.doctor.weights import blind_to_order, unsettled_norms
-from evit_models.training import TrainingError
 from evit_models.training.checkpointing import checkpoints
-from evit_models.video.datasets import MotionClips, Sample
 
-Doctor = Callable[..., tuple[int, dict[str, dict[str, str]]]]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)  # tests/conftest.py restores the number
-
-
-@pytest.fixture
-def doctor(capfd: pytest.CaptureFixture[str]) -> Doctor:
-    """Calls the command and returns its exit code and its findings by name."""
-
-    def call(*arguments: object) -> tuple[int, dict[str, dict[str, str]]]:
-        capfd.readouterr()
-        code = main(["doctor", *map(str, arguments), "--json"])
-        out, err = capfd.readouterr()
-        assert code in (0, 1), err
-        findings = json.loads(out)["findings"]
-        for one in findings:
-            assert bool(one["advice"]) == (one["verdict"] in ("broken", "warning")), one
-        assert code == any(one["verdict"] == "broken" for one in findings)
-        return code, {one["name"]: one for one in findings}
-
-    return call
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -269,22 +240,6 @@ def test_collapsed_predictions(
     assert verdicts(findings, "broken") == ["collapsed_predictions"]
 
 
-def test_decay_on_norms(tmp_path: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that decays everything alike, as many training scripts do."""
-
-    def all_alike(model: torch.nn.Module, weight_decay: float, _: float) -> list[dict[str, Any]]:
-        names, parameters = zip(*model.named_parameters(), strict=True)
-        rest = {"weight_decay": weight_decay, "lr_scale": 1.0}
-        return [{"params": list(parameters), "names": list(names), **rest}]
-
-    monkeypatch.setattr(evit_models.training.optimizer, "parameter_groups", all_alike)
-    for optimizer in ("adamw", "sgd"):
-        trainer(tmp_path / optimizer, tiny(epochs=1, optimizer=optimizer)).run()
-        code, findings = doctor(tmp_path / optimizer)
-        assert code == 1
-        assert "67 of 67 norms and biases decay" in findings["decay_on_norms"]["evidence"]
-
-
 def test_decay_on_norms_of_other_scripts(run: Path, tmp_path: Path, doctor: Doctor) -> None:
     model = load_model(run)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
@@ -313,38 +268,6 @@ def test_augmentation_of_a_run(
     )
     monkeypatch.setattr(evit_models.video, "TrainTransform", EachFrame)
     assert doctor(folder)[1]["augmentation_axis"]["verdict"] == "broken"
-
-
-def test_a_loss_that_never_fell(tmp_path: Path, doctor: Doctor) -> None:
-    trainer(tmp_path, tiny(epochs=4, batch_size=4, accumulation=1, motion_clips=24, lr=0.0)).run()
-    code, findings = doctor(tmp_path)
-    assert code == 1
-    assert findings["flat_loss"]["verdict"] == "broken"
-
-
-def test_training_that_waits_for_clips(tmp_path: Path, doctor: Doctor) -> None:
-    class Slow(MotionClips):
-        def __getitem__(self, index: int) -> Sample:
-            time.sleep(0.02)
-            return super().__getitem__(index)
-
-    trainer(tmp_path, tiny(epochs=1), train_set=Slow("train", 40, 5, 16)).run()
-    findings = doctor(tmp_path)[1]
-    assert findings["data_bound"]["verdict"] == "warning"
-    assert "evit prepare" in findings["data_bound"]["advice"]
-    row = {"kind": "step", "clips": 8, "clips_per_second": 4.0, "data_share": 0.1}
-    assert data_bound([row], 2).evidence == "10.0 % of the time went into waiting for clips"
-
-
-def test_a_run_that_ended_early(tmp_path: Path, doctor: Doctor) -> None:
-    """Steps that were skipped, and no weights yet but those of a checkpoint."""
-    config = tiny(max_skipped=2, epochs=2, checkpoint_steps=1)
-    with pytest.raises(TrainingError):
-        trainer(tmp_path, config, train_set=Poisoned("train", 40, 5, 16)).run()
-    findings = doctor(tmp_path)[1]
-    assert findings["skipped_steps"]["verdict"] == "warning"
-    assert "2 of 3 steps" in findings["skipped_steps"]["evidence"]
-    assert findings["collapsed_predictions"]["verdict"] == "unchecked"
 
 
 def test_bad_videos_and_corrupt_checkpoints(videos: Path, tmp_path: Path, doctor: Doctor) -> None:
