@@ -187,3 +187,14 @@ def test_under_activation_checkpointing(use_reentrant: bool) -> None:
     checkpoint(call, *saved.values(), use_reentrant=use_reentrant).sum().backward()
     for name, leaf in plain.items():
         assert torch.equal(leaf.grad, saved[name].grad), name
+
+
+def test_without_output_channels_gradients_keep_the_memory_format() -> None:
+    case = Case(1, 8, 6, (2, 3, 3))
+    leaves = case.leaves()
+    leaves["weight"] = torch.empty(0, 8, 1, 1, 1, requires_grad=True)
+    leaves["bias"] = torch.empty(0, requires_grad=True)
+    output = case.call(leaves, "native")
+    grad = torch.autograd.grad(output.sum(), leaves["input"])[0]
+    assert grad.stride() == leaves["input"].stride()
+    assert not grad.any()
