@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.profiler import record_function
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from evit_models.training.config import TrainConfig
 from evit_models.training.errors import ConfigError, TrainingError
@@ -39,11 +40,11 @@ def read(batches: DataLoader[Any], config: TrainConfig) -> Iterator[Any]:
     The loader's own timeout does not cover all: a worker that is stopped while it hands over a
     tensor is waited for without an end.
     """
-    # The first step of a loader imports a module of the profiler, and PyTorch prints and forgets
-    # whatever is raised meanwhile, the death of a worker too.
-    with record_function("evit_models.training.loading.read"):
-        iterator, done = iter(batches), object()
     with _deaths_wait() as hear_of_deaths:
+        # The first step of a loader imports a module of the profiler, and PyTorch prints and
+        # forgets whatever is raised meanwhile, the death of a worker too.
+        with record_function("evit_models.training.loading.read"):
+            iterator, done = iter(batches), object()
         while True:
             late = threading.Event()
             watch = threading.Timer(config.worker_timeout, _give_up, (late,))
@@ -76,11 +77,17 @@ def _deaths_wait() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     PyTorch raises it from a signal handler, wherever the main thread is at that moment: in the
     middle of a backward pass, or in a library that prints and forgets whatever is raised.
     """
+    if threading.current_thread() is not threading.main_thread():
+        yield nullcontext  # PyTorch sets no handler here
+        return
+    # The first loader would set it only when its workers run, and start the threads of their
+    # queues behind that: Python prints a traceback where one is started and an error comes between.
+    signal_handling._set_SIGCHLD_handler()
     handler = signal.getsignal(signal.SIGCHLD)
     if isinstance(handler, _Later):
         handler = handler.handler  # an earlier loader ended with an error
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield nullcontext  # PyTorch has no handler for the loader that was just made
+    if not callable(handler):
+        yield nullcontext  # somebody took PyTorch's away
         return
     later = _Later(handler)
 

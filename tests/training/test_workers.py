@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from runs import command, start, tiny, trainer
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from evit_models.training import TrainingError
 from evit_models.training.loading import loader, read, reading
@@ -81,6 +83,38 @@ def test_a_death_is_heard_of_where_a_batch_is_waited_for() -> None:
     with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed|exited)"):
         next(batches)
     assert len(list(read(loader(clips, lists, config, "cpu"), config))) == 40
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_no_death_is_heard_of_while_a_loader_starts(
+    first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It starts threads then; Python prints a traceback where an error comes between."""
+    whole: list[bool] = []
+
+    def reset(self: _MultiProcessingDataLoaderIter, *args: object, **kwargs: object) -> None:
+        (worker,) = multiprocessing.active_children()
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # Python's handlers run after it
+        original(self, *args, **kwargs)
+        whole.append(True)
+
+    signal_handling._set_SIGCHLD_handler()
+    handler = signal.getsignal(signal.SIGCHLD)
+    if first:
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    original = _MultiProcessingDataLoaderIter._reset
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_reset", reset)
+    config = tiny(workers=1)
+    clips = loader(MotionClips("train", 40, 5, 16), [[index] for index in range(40)], config, "cpu")
+    try:
+        with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed|exited)"):
+            next(read(clips, config))
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+    assert whole == [True]
 
 
 def test_no_death_is_heard_of_behind_an_error() -> None:
