@@ -132,7 +132,6 @@ template <class A, int L>
 __attribute__((noinline)) void activate(Vector<A, L>* v, int count, Activation activation) {
   using V = Vector<A, L>;
   using K = Constants<A>;
-  const V zero = {};
   switch (activation) {
     case Activation::kNone:
       return;

@@ -4,6 +4,7 @@
 #include "activation.h"
 #include "buffer.h"
 #include "simd.h"
+#include "transpose.h"
 
 namespace {
 
@@ -23,10 +24,28 @@ constexpr int64_t kTerms = 64;  // of the weight gradient
 template <class S>
 void pack_panel(const S* from, int64_t column, int64_t row, int64_t depth, int64_t columns,
                 Acc<S>* packed) {
-  constexpr int64_t W = kPanel * kLanes<S>;
-  for (int64_t lane = 0; lane < W; ++lane) {
-    for (int64_t k = 0; k < depth; ++k)
-      packed[k * W + lane] = lane < columns ? load<1>(from + lane * column + k * row)[0] : 0;
+  constexpr int L = kLanes<S>;
+  constexpr int64_t W = kPanel * L;
+  for (int64_t first = 0; first < W; first += L) {
+    const S* source = from + first * column;
+    Acc<S>* to = packed + first;
+    const int64_t lanes = smaller(L, larger(0, columns - first));
+    int64_t k = 0;
+    if (lanes == L && row == 1) {
+      for (; k + L <= depth; k += L) {
+        Vector<Acc<S>, L> block[L];
+        EVIT_UNROLL
+        for (int i = 0; i < L; ++i) block[i] = load<L>(source + i * column + k);
+        transpose<Acc<S>, L>(block);
+        EVIT_UNROLL
+        for (int i = 0; i < L; ++i) store<L>(to + (k + i) * W, block[i]);
+      }
+    } else if (lanes == L && column == 1) {
+      for (; k < depth; ++k) store<L>(to + k * W, load<L>(source + k * row));
+    }
+    for (; k < depth; ++k)
+      for (int64_t i = 0; i < L; ++i)
+        to[k * W + i] = i < lanes ? load<1>(source + i * column + k * row)[0] : 0;
   }
 }
 
