@@ -59,22 +59,30 @@ void bind_depthwise_conv3d(py::module_& m) {
 
 void bind_pointwise_depthwise_conv3d(py::module_& m) {
   using Problem = evit::PointwiseDepthwiseConv3dProblem;
-  m.def("pointwise_depthwise_conv3d_problem",
-        [](const py::bytes& depthwise, int activation, int64_t in_channels) {
-          return packed(Problem{unpacked<evit::DepthwiseConv3dProblem>(depthwise),
-                                static_cast<evit::Activation>(activation), in_channels});
-        });
+  m.def("pointwise_depthwise_conv3d_problem", [](const py::bytes& depthwise, int activation,
+                                                 int64_t in_channels, int64_t out_channels) {
+    return packed(Problem{unpacked<evit::DepthwiseConv3dProblem>(depthwise),
+                          static_cast<evit::Activation>(activation), in_channels, out_channels});
+  });
   m.def("pointwise_depthwise_conv3d_serves", [](const py::bytes& problem) {
     return evit::cpu::pointwise_depthwise_conv3d_serves(unpacked<Problem>(problem));
   });
   m.def("pointwise_depthwise_conv3d_forward",
         [](const py::bytes& problem, uintptr_t input, uintptr_t pointwise_weight,
-           uintptr_t pointwise_bias, uintptr_t weight, uintptr_t bias, uintptr_t output) {
+           uintptr_t pointwise_bias, uintptr_t weight, uintptr_t bias, uintptr_t project_weight,
+           uintptr_t project_bias, uintptr_t residual, uintptr_t output) {
           const auto p = unpacked<Problem>(problem);
+          const auto parameter = [](uintptr_t address, int64_t channels) {
+            return channels > 0 ? memory(address) : nullptr;
+          };
+          const evit::PointwiseDepthwiseConv3dTensors tensors = {
+              memory(input),           parameter(pointwise_weight, p.in_channels),
+              pointer(pointwise_bias), memory(weight),
+              pointer(bias),           parameter(project_weight, p.out_channels),
+              pointer(project_bias),   pointer(residual),
+              memory(output)};
           py::gil_scoped_release unlocked;
-          check(evit::cpu::pointwise_depthwise_conv3d_forward(
-              p, memory(input), memory(pointwise_weight), pointer(pointwise_bias), memory(weight),
-              pointer(bias), memory(output)));
+          check(evit::cpu::pointwise_depthwise_conv3d_forward(p, tensors));
         });
 }
 

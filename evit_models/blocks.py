@@ -5,12 +5,15 @@ All blocks take and give (B, C, T, H, W) tensors and are fastest in `torch.chann
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 from torch import Tensor, nn
 
 from evit_kernels import pointwise_depthwise_conv3d, relu_linear_attention_qkv
 from evit_kernels.nn import PointwiseConv3d
 from evit_models.layers import (
     Aggregation,
+    ConvNormAct,
     DenseConvNormAct,
     DepthwiseConvNormAct,
     LayerStyle,
@@ -58,8 +61,7 @@ class DSConv(Block):
         self.project = PointwiseConvNormAct(channels, channels, style, activation=False)
 
     def branch(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        out: Tensor = self.project(self.depthwise(x), residual)
-        return out
+        return convolve_between(None, self.depthwise, self.project, x, residual)
 
 
 class MBConv(Block):
@@ -88,8 +90,7 @@ class MBConv(Block):
         self.project = PointwiseConvNormAct(middle, out_channels, style, activation=False)
 
     def branch(self, x: Tensor, residual: Tensor | None) -> Tensor:
-        out: Tensor = self.project(expand_and_filter(self.expand, self.depthwise, x), residual)
-        return out
+        return convolve_between(self.expand, self.depthwise, self.project, x, residual)
 
 
 class FusedMBConv(Block):
@@ -240,35 +241,64 @@ def drop_path(x: Tensor, probability: float) -> Tensor:
     return x * (mask / keep)
 
 
-def expand_and_filter(expand: nn.Module, depthwise: nn.Module, x: Tensor) -> Tensor:
-    """Returns depthwise(expand(x)), without storing what lies between where that can be avoided.
+def convolve_between(
+    expand: nn.Module | None,
+    depthwise: nn.Module,
+    project: nn.Module,
+    x: Tensor,
+    residual: Tensor | None,
+) -> Tensor:
+    """Returns project(depthwise(expand(x)), residual), storing nothing between where possible.
 
-    Both are called as modules where their norms use the statistics of the batch, where they have
-    different backends, and where somebody replaced them or listens to them with hooks.
+    Layers are called as modules where their norms use the statistics of the batch, where they have
+    another backend than the depthwise convolution, and where somebody replaced them or listens to
+    them with hooks.
     """
-    if (
-        type(expand) is PointwiseConvNormAct
-        and type(depthwise) is DepthwiseConvNormAct
-        and expand.folds()
-        and depthwise.folds()
-        and expand.conv.backend == depthwise.conv.backend
-        and not (_is_heard(expand) or _is_heard(depthwise))
-    ):
-        conv = depthwise.conv
-        return pointwise_depthwise_conv3d(
+    middle = _joinable(depthwise, DepthwiseConvNormAct)
+    backend = None if middle is None else middle.conv.backend
+    first = middle and _joinable(expand, PointwiseConvNormAct, backend)
+    last = middle and _joinable(project, PointwiseConvNormAct, backend)
+    if expand is not None and first is None:
+        x = expand(x)
+    if middle is not None and (first is not None or last is not None):
+        conv = middle.conv
+        weight, bias = (None, None) if first is None else first.folded()
+        last_weight, last_bias = (None, None) if last is None else last.folded()
+        x = pointwise_depthwise_conv3d(
             x,
-            *expand.folded(),
-            *depthwise.folded(),
+            weight,
+            bias,
+            *middle.folded(),
             conv.stride,
             conv.padding,  # type: ignore[arg-type]
             conv.dilation,
             temporal_padding=conv.temporal_padding,
-            pointwise_activation=expand.activation,
-            activation=depthwise.activation,
-            backend=conv.backend,
+            pointwise_activation=None if first is None else first.activation,
+            activation=middle.activation,
+            project_weight=last_weight,
+            project_bias=last_bias,
+            residual=None if last is None else residual,
+            backend=backend,
         )
-    out: Tensor = depthwise(expand(x))
-    return out
+    else:
+        x = depthwise(x)
+    if last is None:
+        x = project(x, residual)
+    return x
+
+
+_Layer = TypeVar("_Layer", bound=ConvNormAct)
+
+
+def _joinable(
+    layer: nn.Module | None, kind: type[_Layer], backend: str | None = None
+) -> _Layer | None:
+    """Returns a layer that is one convolution now, and that nobody listens to; else None."""
+    if type(layer) is not kind or not layer.folds() or _is_heard(layer):
+        return None
+    if kind is PointwiseConvNormAct and layer.conv.backend != backend:
+        return None
+    return layer
 
 
 def _is_heard(module: nn.Module) -> bool:

@@ -83,6 +83,9 @@ def _arguments(name: str) -> dict[str, Any]:
             "temporal_padding": "causal",
             "pointwise_activation": "hardswish",
             "activation": "gelu",
+            "project_weight": torch.randn(6, 12, 1, 1, 1),
+            "project_bias": torch.randn(6),
+            "residual": torch.randn(2, 6, 3, 3, 4),
         },
         "batch_norm_activation": {
             "input": clip,

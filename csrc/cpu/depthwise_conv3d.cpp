@@ -12,7 +12,8 @@ namespace {
 
 using evit::Status;
 using Problem = evit::DepthwiseConv3dProblem;
-using ExpandedProblem = evit::PointwiseDepthwiseConv3dProblem;
+using JoinedProblem = evit::PointwiseDepthwiseConv3dProblem;
+using JoinedTensors = evit::PointwiseDepthwiseConv3dTensors;
 
 template <class S>
 Status run(const Problem& p, const Pass<S>& pass) {
@@ -51,36 +52,41 @@ constexpr int64_t kMostConversions = 2;
 
 // Only the march has cheap rows: elsewhere neighbouring tiles would compute too many of them twice.
 template <class S>
-bool expands(const ExpandedProblem& problem) {
+bool serves(const JoinedProblem& problem) {
   if constexpr (kMarches<S>) {
     const Pass<S> pass = {};
     const PassPlan<S> plan(problem.depthwise, pass);
-    if (sizeof(S) < sizeof(Acc<S>) && plan.slabs > kMostConversions * kGroup) return false;
-    return plan.ok() && MarchPass<S>(plan).fits();
+    if (!plan.ok()) return false;
+    const MarchPass<S> march(plan);
+    if (!march.fits()) return false;
+    if (problem.out_channels > 0) return march.projects();
+    const bool converts = sizeof(S) < sizeof(Acc<S>);
+    return problem.in_channels > 0 && !(converts && plan.slabs > kMostConversions * kGroup);
   }
   return false;
 }
 
 template <class S>
-Status expanded_forward_as([[maybe_unused]] const ExpandedProblem& problem,
-                           [[maybe_unused]] const void* input,
-                           [[maybe_unused]] const void* pointwise_weight,
-                           [[maybe_unused]] const void* pointwise_bias,
-                           [[maybe_unused]] const void* weight, [[maybe_unused]] const void* bias,
-                           [[maybe_unused]] void* output) {
+Status joined_forward_as([[maybe_unused]] const JoinedProblem& problem,
+                         [[maybe_unused]] const JoinedTensors& t) {
   if constexpr (kMarches<S>) {
     const Problem& p = problem.depthwise;
-    const Expansion<S> expansion(static_cast<const S*>(pointwise_weight),
-                                 static_cast<const S*>(pointwise_bias), problem.activation,
+    Pass<S> pass = forward_pass<S>(p, t.input, t.weight, t.bias, nullptr, t.output);
+    const Expansion<S> expansion(static_cast<const S*>(t.pointwise_weight),
+                                 static_cast<const S*>(t.pointwise_bias), problem.activation,
                                  problem.in_channels, p.channels, p.num_threads);
-    Pass<S> pass = forward_pass<S>(p, input, weight, bias, nullptr, output);
-    pass.expansion = &expansion;
+    const Projection<S> projection(static_cast<const S*>(t.project_weight),
+                                   static_cast<const S*>(t.project_bias),
+                                   static_cast<const S*>(t.residual), static_cast<S*>(t.output),
+                                   p.channels, problem.out_channels, p.num_threads);
+    if (problem.in_channels > 0) pass.expansion = &expansion;
+    if (problem.out_channels > 0) pass.projection = &projection;
     const PassPlan<S> plan(p, pass);
-    if (!plan.ok() || !expansion.ok()) return {kNoMemory};
+    if (!plan.ok() || !expansion.ok() || !projection.ok()) return {kNoMemory};
     MarchPass<S> march(plan);
-    if (march.fits()) return march.run();
+    if (march.fits() && (problem.out_channels == 0 || march.projects())) return march.run();
   }
-  return {"no kernel expands rows for this call"};
+  return {"no kernel joins the convolutions of this call"};
 }
 
 template <class S>
@@ -138,17 +144,15 @@ Status depthwise_conv3d_backward(const Problem& p, const void* grad_output, cons
   });
 }
 
-bool pointwise_depthwise_conv3d_serves(const ExpandedProblem& problem) {
+bool pointwise_depthwise_conv3d_serves(const JoinedProblem& problem) {
   return with_storage(problem.depthwise.dtype,
-                      [&](auto s) { return expands<typename decltype(s)::type>(problem); });
+                      [&](auto s) { return serves<typename decltype(s)::type>(problem); });
 }
 
-Status pointwise_depthwise_conv3d_forward(const ExpandedProblem& problem, const void* input,
-                                          const void* pointwise_weight, const void* pointwise_bias,
-                                          const void* weight, const void* bias, void* output) {
+Status pointwise_depthwise_conv3d_forward(const JoinedProblem& problem,
+                                          const JoinedTensors& tensors) {
   return with_storage(problem.depthwise.dtype, [&](auto s) {
-    return expanded_forward_as<typename decltype(s)::type>(problem, input, pointwise_weight,
-                                                           pointwise_bias, weight, bias, output);
+    return joined_forward_as<typename decltype(s)::type>(problem, tensors);
   });
 }
 
@@ -172,7 +176,6 @@ EVIT_ENTRY(bool, pointwise_depthwise_conv3d_serves,
            (const PointwiseDepthwiseConv3dProblem& problem), (problem))
 
 EVIT_ENTRY(Status, pointwise_depthwise_conv3d_forward,
-           (const PointwiseDepthwiseConv3dProblem& problem, const void* input,
-            const void* pointwise_weight, const void* pointwise_bias, const void* weight,
-            const void* bias, void* output),
-           (problem, input, pointwise_weight, pointwise_bias, weight, bias, output))
+           (const PointwiseDepthwiseConv3dProblem& problem,
+            const PointwiseDepthwiseConv3dTensors& tensors),
+           (problem, tensors))

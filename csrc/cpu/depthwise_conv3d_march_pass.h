@@ -6,8 +6,15 @@
 #include "depthwise_conv3d_march.h"
 #include "depthwise_conv3d_pass.h"
 #include "depthwise_conv3d_weights.h"
+#include "evit/cpu.h"
 
 namespace {
+
+// Where a projection follows, a tile has all channels: at most so many, of at least so many frames,
+// if there are as many, in at most this share of a core's second-level cache.
+constexpr int64_t kMostChannels = 256;
+constexpr int64_t kLeastFrames = 8;
+constexpr double kCacheShare = 0.6;
 
 // Cuts the work into tiles of a few slabs of channels, some rows and as many frames as fit in
 // cache; within a tile rows pass through a ring.
@@ -27,6 +34,9 @@ class MarchPass {
     const bool gathers = !plan_.pass.transposed || p_.stride[2] == 1;
     return blocks_.ok() && steps_.fits() && gathers && p_.dilation[2] == 1;
   }
+
+  // Whether tiles of all channels, as a projection needs them, fit in cache.
+  bool projects() const { return whole_frames() > 0; }
 
   evit::Status run() {
     choose_tiles();
@@ -64,6 +74,8 @@ class MarchPass {
 
  private:
   static constexpr int L = kLanes<S>;
+  static constexpr int64_t kMostSlabs = kMostChannels / L;
+  static_assert(kMostSlabs >= kGroup, "a tile has no more slabs than that");
 
   struct Tile {
     int64_t sample, slab, slabs;  // no slabs: no tile
@@ -82,18 +94,28 @@ class MarchPass {
           ring(m.slots_ * m.sources_, m.plan_.source_size[2], m.plan_.columns.left,
                m.plan_.columns.right, m.group_),
           narrow(nullptr, m.depth(), m.strides_[3], m.depth() > 0 ? m.plan_.source_size[2] : 0,
-                 false, m.depth()) {}
+                 false, m.depth()),
+          results(m.projection() != nullptr ? m.frames_ * m.size_[2] * m.p_.channels : 0),
+          wide(nullptr, m.p_.channels, m.p_.channels, m.projection() != nullptr ? m.size_[2] : 0,
+               false, m.p_.channels) {}
 
-    bool ok() const { return steps.ok() && weights.ok() && held.ok() && ring.ok() && narrow.ok(); }
+    bool ok() const {
+      return steps.ok() && weights.ok() && held.ok() && ring.ok() && narrow.ok() && results.ok() &&
+             wide.ok();
+    }
 
     Buffer<Step> steps;
     Buffer<Acc<S>> weights;
     Buffer<int64_t> held;  // source row of each slot
     UnpackedRows<S> ring;  // (frame, slot)
     Rows<S> narrow;        // of an expansion
+    Buffer<S> results;     // for a projection: (frame, column, channel) of one row
+    Rows<S> wide;          // as the projection reads them
   };
 
   const Expansion<S>* expansion() const { return plan_.pass.expansion; }
+
+  const Projection<S>* projection() const { return plan_.pass.projection; }
 
   // Channels of the source where it is expanded, else 0.
   int64_t depth() const { return expansion() != nullptr ? expansion()->depth() : 0; }
@@ -102,23 +124,48 @@ class MarchPass {
     return smaller(plan_.source_size[0], frames + p_.kernel[0] - 1);
   }
 
-  // From shapes alone, but for the number of rows, which changes no result.
-  void choose_tiles() {
+  int64_t ring_bytes(int64_t frames, int64_t slabs) const {
     const int64_t columns = plan_.columns.left + plan_.source_size[2] + plan_.columns.right;
+    return slots_ * sources_of(frames) * slabs * columns * L * static_cast<int64_t>(sizeof(Acc<S>));
+  }
+
+  // The frames of a tile of all channels, 0 if not even the fewest fit in cache.
+  int64_t whole_frames() const {
+    if (plan_.slabs > kMostSlabs) return 0;
+    const int64_t results = size_[2] * p_.channels * static_cast<int64_t>(sizeof(S));
+    const auto most = static_cast<int64_t>(
+        kCacheShare * static_cast<double>(evit::cpu::second_level_cache_bytes()));
+    const auto fits = [&](int64_t frames) {
+      return ring_bytes(frames, plan_.slabs) + frames * results <= most;
+    };
+    const int64_t least = smaller(kLeastFrames, size_[0]);
+    int64_t frames = size_[0];
+    while (frames > least && !fits(frames)) frames = larger(least, ceil_div(frames, 2));
+    return fits(frames) ? frames : 0;
+  }
+
+  // No choice changes a result: every sum is made in the same order.
+  void choose_tiles() {
     group_ = smaller(kGroup, plan_.slabs);
     frames_ = size_[0];
-    const auto too_large = [&] {
-      const int64_t rows = slots_ * sources_of(frames_) * group_;
-      return rows * columns * L * static_cast<int64_t>(sizeof(Acc<S>)) > kRingBytes;
-    };
-    while (frames_ > 8 && too_large()) frames_ = ceil_div(frames_, 2);
-    while (group_ > 1 && too_large()) group_ /= 2;
-    while (frames_ > 1 && too_large()) frames_ = ceil_div(frames_, 2);
+    int64_t tiles_of_thread = 4;
+    const auto too_large = [&] { return ring_bytes(frames_, group_) > kRingBytes; };
+    if (projection() != nullptr) {
+      group_ = plan_.slabs;
+      frames_ = whole_frames();
+      // The higher the tiles, the fewer rows of sources are computed for two of them.
+      tiles_of_thread = 2;
+    } else {
+      while (frames_ > 8 && too_large()) frames_ = ceil_div(frames_, 2);
+      while (group_ > 1 && too_large()) group_ /= 2;
+      while (frames_ > 1 && too_large()) frames_ = ceil_div(frames_, 2);
+    }
     sources_ = sources_of(frames_);
     groups_ = ceil_div(plan_.slabs, group_);
     time_tiles_ = ceil_div(size_[0], frames_);
     const int64_t bands = larger(1, p_.batch * time_tiles_ * groups_);
-    rows_ = ceil_div(size_[1], smaller(size_[1], ceil_div(4 * p_.num_threads, bands)));
+    const int64_t wanted = ceil_div(tiles_of_thread * p_.num_threads, bands);
+    rows_ = ceil_div(size_[1], smaller(size_[1], wanted));
     row_tiles_ = ceil_div(size_[1], rows_);
     tasks_ = p_.batch * time_tiles_ * groups_ * row_tiles_;
   }
@@ -219,10 +266,28 @@ class MarchPass {
                        channels(t));
   }
 
-  void run_row(const Tile& t, int64_t row, const Worker& worker, MarchJob<S> job) const {
+  // The part of run_row that follows the columns of all slabs.
+  void project(const Tile& t, int64_t row, Worker& worker) const {
+    const int64_t width = size_[2];
+    for (int64_t f = t.frame; f < t.end_frame; ++f) {
+      const S* results = worker.results.data() + (f - t.frame) * width * p_.channels;
+      const int64_t token = ((t.sample * size_[0] + f) * size_[1] + row) * width;
+      projection()->run(worker.wide.read(results, width), worker.wide.stride(), token, width);
+    }
+  }
+
+  void run_row(const Tile& t, int64_t row, Worker& worker, MarchJob<S> job) const {
     const Acc<S>* const weights = job.weights;
-    Target<S> targets[kGroup];
+    Target<S> targets[kMostSlabs];
     for (int64_t s = 0; s < t.slabs; ++s) targets[s] = plan_.target(t.sample, t.slab + s);
+    int64_t start = targets[0].offset(0, row, 0);  // of the row in the target, frame 0
+    if (projection() != nullptr) {
+      for (int64_t s = 0; s < t.slabs; ++s) {
+        targets[s].frame_stride = targets[s].row_stride;
+        targets[s].destination = worker.results.data() + s * L;
+      }
+      start = -t.frame * targets[0].frame_stride;
+    }
     int64_t columns;
     for (int64_t w = 0; w < size_[2]; w += columns) {
       const Block<S> block = blocks_.at(w);
@@ -233,12 +298,13 @@ class MarchPass {
         job.source = worker.ring.at(0) + s * worker.ring.slab_stride() + column * L;
         job.weights = weights + s * plan_.slab_weights;
         job.target = targets[s];
-        job.offset = job.target.offset(0, row, w);
+        job.offset = start + w * job.target.column_stride;
         const bool more = s + 1 < t.slabs;
-        job.upcoming = more ? job.offset + L : job.target.offset(0, row, w + columns) - s * L;
+        job.upcoming = job.offset + (more ? L : columns * job.target.column_stride - s * L);
         block.function(job);
       }
     }
+    if (projection() != nullptr) project(t, row, worker);
   }
 
   const PassPlan<S>& plan_;

@@ -4,6 +4,7 @@
 
 #include "depthwise_conv3d_expansion.h"
 #include "depthwise_conv3d_plan.h"
+#include "depthwise_conv3d_projection.h"
 #include "depthwise_conv3d_rows.h"
 
 namespace {
@@ -19,7 +20,8 @@ struct Pass {
   Activation activation;
   S* destination;
   bool transposed;
-  const Expansion<S>* expansion;  // of the source, or null: the source is read as it is
+  const Expansion<S>* expansion;    // of the source, or null: the source is read as it is
+  const Projection<S>* projection;  // takes the results, or null: they go to the destination
 };
 
 template <class S>

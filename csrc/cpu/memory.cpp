@@ -1,5 +1,7 @@
-// Asks the system for large pages where a new tensor is about to be written for the first time.
+// What the system knows of memory: large pages, asked for where a new tensor is about to be written
+// for the first time, and the size of a cache.
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdint>
 
@@ -20,6 +22,15 @@ void advise_huge_pages(void* address, int64_t bytes) {
   (void)address;
   (void)bytes;
 #endif
+}
+
+int64_t second_level_cache_bytes() {
+  constexpr int64_t kSmall = 512 * 1024;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const int64_t bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return kSmall;
 }
 
 }  // namespace evit::cpu

@@ -64,14 +64,26 @@ def cases() -> list[Case]:
         ),
         Case(
             "pointwise_depthwise_conv3d",
-            lambda x, v, a, w, b: pointwise_depthwise_conv3d(
-                x, v, a, w, b, (1, 2, 2), 1, activation="silu", backend="native"
+            lambda x, v, a, w, b, p, r: pointwise_depthwise_conv3d(
+                x,
+                v,
+                a,
+                w,
+                b,
+                (1, 2, 2),
+                1,
+                activation="silu",
+                project_weight=p,
+                residual=r,
+                backend="native",
             ),
             x,
             torch.randn(6, 8, 1, 1, 1),
             torch.randn(6),
             torch.randn(6, 1, 3, 3, 3),
             torch.randn(6),
+            torch.randn(4, 6, 1, 1, 1),
+            rows(2, 4, 3, 3, 2),
         ),
         Case(
             "batch_norm_activation",

@@ -26,11 +26,17 @@ def _tensors(layout: str = "channels_last", frames: int = 4) -> list[Tensor]:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channels_last_slice", "slice"])
 def test_opcheck(layout: str, frames: int) -> None:
     tensors = _tensors(layout, frames)
-    torch.library.opcheck(FORWARD, (*tensors, *WINDOW, "silu", "gelu", "native"))
+    none = (None, None, None)
+    torch.library.opcheck(FORWARD, (*tensors, *none, *WINDOW, "silu", "gelu", "native"))
     x, first, _, weight, _ = tensors
     torch.library.opcheck(
-        FORWARD, (x, first, None, weight, None, *WINDOW, "none", "relu", "native")
+        FORWARD, (x, first, None, weight, None, *none, *WINDOW, "none", "relu", "native")
     )
+    last, residual = torch.randn(7, 20, 1, 1, 1), lay_out(torch.randn(2, 7, frames, 4, 5), layout)
+    every = (*tensors, last, torch.randn(7), residual)
+    torch.library.opcheck(FORWARD, (*every, *WINDOW, "silu", "gelu", "native"))
+    alone = (x, None, None, weight[:6], None, last[:, :6], None, None)
+    torch.library.opcheck(FORWARD, (*alone, *WINDOW, "none", "gelu", "native"))
 
 
 def _block(*tensors: Tensor) -> Tensor:
@@ -43,7 +49,16 @@ def _block(*tensors: Tensor) -> Tensor:
         pointwise_activation="hardswish",
         activation="gelu",
     )
-    return y.sin()
+    y = y.sin()
+    return pointwise_depthwise_conv3d(
+        y,
+        None,
+        None,
+        tensors[3],
+        padding=1,
+        project_weight=tensors[1].transpose(0, 1),
+        residual=y[:, :6],
+    )
 
 
 @pytest.mark.parametrize("frames", [4, 2])
@@ -101,7 +116,48 @@ ERRORS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"input": [1.0]}, TypeError, "input must be a Tensor, got list"),
     ({"input": _zeros(2, 6, 0, 7, 9)}, ValueError, "input has zero T"),
     ({"input": _zeros(2, 5, 4, 7, 9)}, ValueError, "pointwise_weight takes 6 chan.*input has 5"),
-    ({"pointwise_weight": None}, TypeError, "pointwise_weight must be a Tensor, got NoneType"),
+    ({"pointwise_weight": [1.0]}, TypeError, "pointwise_weight must be a Tensor, got list"),
+    (
+        {"pointwise_weight": None},
+        ValueError,
+        "pointwise_bias is given, pointwise_weight is None",
+    ),
+    (
+        {"pointwise_weight": None, "pointwise_bias": None},
+        ValueError,
+        "weight has 20 channels, input has 6",
+    ),
+    ({"project_weight": _zeros(7, 20)}, ValueError, "project_weight must have 5 dimensions"),
+    (
+        {"project_weight": _zeros(7, 6, 1, 1, 1)},
+        ValueError,
+        "project_weight takes 6 channels, weight has 20",
+    ),
+    (
+        {"project_weight": _zeros(7, 20, 1, 1, 2)},
+        ValueError,
+        r"project_weight's kernel must be \(1, 1, 1\), got \(1, 1, 2\)",
+    ),
+    (
+        {"project_weight": _zeros(7, 20, 1, 1, 1), "project_bias": _zeros(20)},
+        ValueError,
+        r"project_bias must be \(7,\), got \(20,\)",
+    ),
+    ({"project_bias": _zeros(7)}, ValueError, "project_bias is given, project_weight is None"),
+    ({"residual": _zeros(1)}, ValueError, "residual is added behind project_weight, which is None"),
+    (
+        {"project_weight": _zeros(7, 20, 1, 1, 1), "residual": _zeros(2, 7, 4, 7, 9)},
+        ValueError,
+        r"residual must be \(2, 7, 2, 5, 7\), got \(2, 7, 4, 7, 9\)",
+    ),
+    (
+        {
+            "project_weight": _zeros(7, 20, 1, 1, 1),
+            "residual": _zeros(2, 7, 2, 5, 7, dtype=torch.half),
+        },
+        TypeError,
+        "residual is torch.float16, input is torch.float32",
+    ),
     ({"pointwise_weight": _zeros(20, 6)}, ValueError, "pointwise_weight must have 5 dimensions"),
     (
         {"pointwise_weight": _zeros(20, 6, 1, 3, 3)},

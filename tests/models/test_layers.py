@@ -198,22 +198,23 @@ def test_block_without_residual_has_none():
     assert relative_error(again(x), block(x) + x) < 1e-6
 
 
-def _counted(monkeypatch):
-    """Counts the calls of the operator that does two convolutions at once."""
+def _joined(monkeypatch):
+    """Records which of the three convolutions the calls of the joining operator had."""
     calls = []
     fused = blocks.pointwise_depthwise_conv3d
-    monkeypatch.setattr(
-        blocks,
-        "pointwise_depthwise_conv3d",
-        lambda *tensors, **options: calls.append(1) or fused(*tensors, **options),
-    )
+
+    def record(x, first, *rest, **options):
+        calls.append((first is not None, options["project_weight"] is not None))
+        return fused(x, first, *rest, **options)
+
+    monkeypatch.setattr(blocks, "pointwise_depthwise_conv3d", record)
     return calls
 
 
 @pytest.mark.parametrize("fewer_norm", [False, True])
-def test_bottleneck_expands_and_filters_at_once_with_the_same_bits(fewer_norm, monkeypatch):
+def test_bottleneck_is_one_call_with_the_same_bits(fewer_norm, monkeypatch):
     torch.manual_seed(0)
-    calls = _counted(monkeypatch)
+    calls = _joined(monkeypatch)
     block = MBConv(8, 8, STYLE, expand_ratio=4, fewer_norm=fewer_norm, residual=True)
     block = randomized(block).eval()
     x = torch.randn(2, 8, 5, 9, 11).contiguous(memory_format=torch.channels_last_3d)
@@ -221,37 +222,68 @@ def test_bottleneck_expands_and_filters_at_once_with_the_same_bits(fewer_norm, m
         expected = block.project(block.depthwise(block.expand(x)), x)
         assert not calls
         assert torch.equal(block(x), expected)
-        assert calls
+        assert calls == [(True, True)]
     # With gradients too, and what lies between is there for them.
     torch.testing.assert_close(block(x), expected, rtol=0, atol=0)
 
 
-def test_bottleneck_steps_aside_for_hooks_replacements_backends_and_batch_statistics(monkeypatch):
+def test_separable_convolution_is_one_call_with_the_same_bits(monkeypatch):
     torch.manual_seed(0)
-    calls = _counted(monkeypatch)
-    block = randomized(MBConv(8, 8, STYLE, expand_ratio=4)).eval()
-    x = torch.randn(1, 8, 4, 6, 7)
+    calls = _joined(monkeypatch)
+    block = randomized(DSConv(8, STYLE, residual=True)).eval()
+    x = torch.randn(2, 8, 5, 9, 11).contiguous(memory_format=torch.channels_last_3d)
+    with torch.no_grad():
+        assert torch.equal(block(x), block.project(block.depthwise(x), x))
+    assert calls == [(False, True)]
+
+
+def test_bottleneck_steps_aside_for_hooks_replacements_backends_and_batch_statistics(monkeypatch):
+    """A layer that cannot join in is called as a module; the others join where they can."""
+    torch.manual_seed(0)
+    calls = _joined(monkeypatch)
+    block = randomized(MBConv(8, 8, STYLE, expand_ratio=4, fewer_norm=True, residual=True)).eval()
+    x = torch.randn(1, 8, 4, 6, 7).contiguous(memory_format=torch.channels_last_3d)
+
+    def gives(*joined):
+        calls.clear()
+        torch.testing.assert_close(block(x), expected)
+        assert calls == list(joined)
+
     with torch.no_grad():
         expected = block(x)
-        assert len(calls) == 1
         seen = []
-        handle = block.expand.register_forward_hook(lambda *args: seen.append(args[-1].shape))
-        assert torch.equal(block(x), expected)
-        assert seen == [(1, 32, 4, 6, 7)]
-        handle.remove()
-        block.depthwise.conv.backend = "reference"
-        torch.testing.assert_close(block(x), expected)
-        block.depthwise.conv.backend = None
-        wrapped = nn.Sequential(block.expand)
-        block.expand, kept = wrapped, block.expand
-        assert torch.equal(block(x), expected)
-        block.expand = kept
+        for name, joined in (
+            ("expand", [(False, True)]),
+            ("depthwise", []),
+            ("project", [(True, False)]),
+        ):
+            layer = getattr(block, name)
+            handle = layer.register_forward_hook(lambda *args: seen.append(args[-1].shape[1]))
+            gives(*joined)
+            handle.remove()
+            setattr(block, name, _Renamed(layer))
+            gives(*joined)
+            setattr(block, name, layer)
+            layer.conv.backend = "reference"
+            gives(*joined)
+            layer.conv.backend = None
+            gives((True, True))
+        assert seen == [32, 32, 8]
+        calls.clear()
         block.train()
         block(x)
-        assert len(calls) == 1
-        block.eval()
-        block(x)
-    assert len(calls) == 2
+        assert calls == [(True, False)]  # only the last has a norm
+
+
+class _Renamed(nn.Module):
+    """Somebody else's module in the place of a layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, *inputs):
+        return self.layer(*inputs)
 
 
 def test_activations_are_those_of_the_operators():

@@ -1,4 +1,4 @@
-// Pointwise convolution, alone and with a depthwise one after it.
+// Pointwise convolution, alone and around a depthwise one.
 #pragma once
 
 #include "evit/pointwise_conv3d.h"
@@ -47,7 +47,7 @@ void check_pointwise(int64_t tokens, int64_t in, int64_t out, int64_t groups, in
   compare(s_dbias, dbias, Kind<S>::unit, "pointwise_conv3d, gradient of bias");
 }
 
-// The bits of two calls, where there are kernels that do both at once.
+// The bits of single calls, where there are kernels that join them.
 template <class S>
 void check_pointwise_depthwise(int64_t in, const Window& window, int threads) {
   evit::DepthwiseConv3dProblem p = problem_of<S>(window, threads);
@@ -58,8 +58,7 @@ void check_pointwise_depthwise(int64_t in, const Window& window, int threads) {
              shift = encoded<S>(numbers(p.channels)),
              weight = encoded<S>(numbers(p.channels * taps)),
              bias = encoded<S>(numbers(p.channels));
-  auto middle = unwritten<S>(tokens * p.channels), expected = unwritten<S>(outputs),
-       got = unwritten<S>(outputs);
+  auto middle = unwritten<S>(tokens * p.channels), expected = unwritten<S>(outputs);
   const evit::PointwiseConv3dProblem pointwise = {
       Kind<S>::dtype, Activation::kSilu, threads, tokens, in, p.channels, 1, in};
   require(evit::cpu::pointwise_conv3d_forward(pointwise, x.data(), first.data(), shift.data(),
@@ -70,14 +69,31 @@ void check_pointwise_depthwise(int64_t in, const Window& window, int threads) {
           "depthwise_conv3d_forward");
   p.in_strides[3] = in;
   for (int i = 2; i >= 0; --i) p.in_strides[i] = p.in_strides[i + 1] * p.in[i];
-  const evit::PointwiseDepthwiseConv3dProblem both = {p, Activation::kSilu, in};
-  if (!evit::cpu::pointwise_depthwise_conv3d_serves(both)) return;
-  require(evit::cpu::pointwise_depthwise_conv3d_forward(both, x.data(), first.data(), shift.data(),
-                                                        weight.data(), bias.data(), got.data()),
-          "pointwise_depthwise_conv3d_forward");
-  if (std::memcmp(got.data(), expected.data(), outputs * sizeof(S)) == 0) return;
-  std::printf("FAILED pointwise_depthwise_conv3d: not the bits of two calls\n");
-  ++failures;
+  const auto same_bits = [&](int64_t out, const std::vector<S>& wanted, auto... projection) {
+    const evit::PointwiseDepthwiseConv3dProblem joined = {p, Activation::kSilu, in, out};
+    if (!evit::cpu::pointwise_depthwise_conv3d_serves(joined)) return;
+    auto got = unwritten<S>(static_cast<int64_t>(wanted.size()));
+    require(evit::cpu::pointwise_depthwise_conv3d_forward(
+                joined, {x.data(), first.data(), shift.data(), weight.data(), bias.data(),
+                         projection..., got.data()}),
+            "pointwise_depthwise_conv3d_forward");
+    if (std::memcmp(got.data(), wanted.data(), wanted.size() * sizeof(S)) == 0) return;
+    std::printf("FAILED pointwise_depthwise_conv3d: not the bits of single calls\n");
+    ++failures;
+  };
+  const std::nullptr_t none = nullptr;
+  same_bits(0, expected, none, none, none);
+
+  const int64_t out = 20, rows = outputs / p.channels;
+  const auto last = encoded<S>(numbers(out * p.channels)), last_shift = encoded<S>(numbers(out)),
+             residual = encoded<S>(numbers(rows * out));
+  auto projected = unwritten<S>(rows * out);
+  const evit::PointwiseConv3dProblem projection = {
+      Kind<S>::dtype, Activation::kNone, threads, rows, p.channels, out, 1, p.channels};
+  require(evit::cpu::pointwise_conv3d_forward(projection, expected.data(), last.data(),
+                                              last_shift.data(), residual.data(), projected.data()),
+          "pointwise_conv3d_forward");
+  same_bits(out, projected, last.data(), last_shift.data(), residual.data());
 }
 
 }  // namespace

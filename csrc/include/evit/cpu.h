@@ -1,5 +1,5 @@
 // The machine under the kernels: instruction sets (what was compiled in, what runs here, which one
-// is in use) and pages of memory.
+// is in use), pages of memory, and caches.
 #pragma once
 
 #include <cstdint>
@@ -19,5 +19,8 @@ const char* name_of(InstructionSet set);
 
 // Hints that [address, address + bytes), about to be written, is best backed by large pages.
 void advise_huge_pages(void* address, int64_t bytes);
+
+// The size of a core's second-level cache; of a small one where the system does not tell.
+int64_t second_level_cache_bytes();
 
 }  // namespace evit::cpu
