@@ -17,7 +17,7 @@ GPU = "gpu "
 
 # As rounds.py names them.
 OURS, NCDHW, LAST, COMPILED = "ours", "PyTorch NCDHW", "PyTorch channels_last_3d", "torch.compile"
-TWO_CALLS = "ours, two calls"
+TWO_CALLS, SINGLE_CALLS = "ours, two calls", "ours, single calls"
 FLOOR = "copy"
 
 Rounds = dict[str, list[float]]  # per peer one number a round

@@ -46,19 +46,37 @@ class DepthwiseShape:
 
 @dataclass(frozen=True)
 class BottleneckShape:
-    """A pointwise convolution to the channels of the depthwise one that follows it."""
+    """A depthwise convolution, and the channels of the pointwise ones around it.
+
+    `in_channels` is 0 where there is none before it, `out_channels` where there is none behind it.
+    """
 
     in_channels: int
     depthwise: DepthwiseShape
+    out_channels: int = 0
+    residual: bool = False
 
     @property
     def input(self) -> tuple[int, int, int, int, int]:
-        """The size of what the pointwise convolution reads."""
-        batch, _, *space = self.depthwise.input
-        return batch, self.in_channels, space[0], space[1], space[2]
+        """The size of what is read first."""
+        batch, channels, *space = self.depthwise.input
+        return batch, self.in_channels or channels, space[0], space[1], space[2]
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        """The size of the result."""
+        batch, channels, *space = self.depthwise.output
+        return batch, self.out_channels or channels, *space
+
+    @property
+    def without_last(self) -> BottleneckShape:
+        """The same without the pointwise convolution behind."""
+        return BottleneckShape(self.in_channels, self.depthwise)
 
     def __str__(self) -> str:
-        return f"{self.in_channels}-{self.depthwise}"
+        before = f"{self.in_channels}-" if self.in_channels else ""
+        behind = f"-{self.out_channels}" if self.out_channels else ""
+        return f"{before}{self.depthwise}{behind}{'+residual' if self.residual else ''}"
 
 
 @dataclass(frozen=True)
@@ -86,7 +104,7 @@ def depthwise_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[D
 
 
 def bottleneck_shapes(model: str = MODEL, clip: tuple[int, ...] = CLIP) -> list[BottleneckShape]:
-    """Every first two thirds of an inverted bottleneck, each shape once, in order."""
+    """Every inverted bottleneck and separable convolution, each shape once, in order."""
     shapes = list(dict.fromkeys(_calls(model, clip).bottlenecks))
     if not shapes:
         raise RuntimeError(f"{model} called no pointwise_depthwise_conv3d of evit_kernels")
@@ -128,10 +146,17 @@ class _OperatorCalls(TorchDispatchMode):
             input, weight, _, stride, padding = args[:5]
             self._filter(input.shape, weight, stride, padding)
         if func is torch.ops.evit.pointwise_depthwise_conv3d.default:
-            input, _, _, weight, _, stride, padding = args[:7]
+            input, first, _, weight, _, last, _, residual, stride, padding = args[:10]
             between = (input.shape[0], weight.shape[0], *input.shape[2:])
             self._filter(between, weight, stride, padding)
-            self.bottlenecks.append(BottleneckShape(input.shape[1], self.depthwise[-1]))
+            self.bottlenecks.append(
+                BottleneckShape(
+                    0 if first is None else input.shape[1],
+                    self.depthwise[-1],
+                    0 if last is None else last.shape[0],
+                    residual is not None,
+                )
+            )
         if func is torch.ops.evit.relu_linear_attention_qkv.default:
             sources, head_dim = args[:2]
             self.attention.append(AttentionShape(tuple(tuple(x.shape) for x in sources), head_dim))

@@ -11,9 +11,10 @@
 namespace {
 
 // Where a projection follows, a tile has all channels: at most so many, of at least so many frames,
-// if there are as many, in at most this share of a core's second-level cache.
+// if there are as many, in at most this share of a core's second-level cache. Measured with 2 MiB:
+// more channels, or fewer frames, cost more rows computed twice than they save.
 constexpr int64_t kMostChannels = 256;
-constexpr int64_t kLeastFrames = 8;
+constexpr int64_t kLeastFrames = 4;
 constexpr double kCacheShare = 0.6;
 
 // Cuts the work into tiles of a few slabs of channels, some rows and as many frames as fit in
