@@ -258,6 +258,8 @@ def convolve_between(
     backend = None if middle is None else middle.conv.backend
     first = middle and _joinable(expand, PointwiseConvNormAct, backend)
     last = middle and _joinable(project, PointwiseConvNormAct, backend)
+    if last is not None and last.activation is not None:
+        last = None  # nothing is added behind an activation
     if expand is not None and first is None:
         x = expand(x)
     if middle is not None and (first is not None or last is not None):

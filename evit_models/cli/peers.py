@@ -177,16 +177,19 @@ def _pointwise(channels: int, backend: str | None) -> tuple[Operator, Operator, 
 def _pointwise_depthwise(
     channels: int, kernel: int, backend: str | None
 ) -> tuple[Operator, Operator, list[Tensor]]:
-    """With four times the channels after the first convolution, as in most networks."""
+    """A whole inverted bottleneck, with four times the channels inside, as in most networks."""
     padding, wide = kernel // 2, 4 * channels
     weights = [
         torch.randn(wide, channels, 1, 1, 1) / channels**0.5,
         torch.randn(wide),
         torch.randn(wide, 1, kernel, kernel, kernel) / kernel**1.5,
         torch.randn(wide),
+        torch.randn(channels, wide, 1, 1, 1) / wide**0.5,
+        torch.randn(channels),
     ]
 
-    def ours(x: Tensor, first: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def ours(x: Tensor, *tensors: Tensor) -> Tensor:
+        first, shift, weight, bias, last, last_bias = tensors
         return pointwise_depthwise_conv3d(
             x,
             first,
@@ -196,12 +199,17 @@ def _pointwise_depthwise(
             padding=padding,
             pointwise_activation="hardswish",
             activation="hardswish",
+            project_weight=last,
+            project_bias=last_bias,
+            residual=x,
             backend=backend,
         )
 
-    def theirs(x: Tensor, first: Tensor, shift: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        middle = F.hardswish(F.conv3d(x, first, shift))
-        return F.hardswish(F.conv3d(middle, weight, bias, padding=padding, groups=wide))
+    def theirs(x: Tensor, *tensors: Tensor) -> Tensor:
+        first, shift, weight, bias, last, last_bias = tensors
+        y = F.hardswish(F.conv3d(x, first, shift))
+        y = F.hardswish(F.conv3d(y, weight, bias, padding=padding, groups=wide))
+        return F.conv3d(y, last, last_bias) + x
 
     return ours, theirs, weights
 

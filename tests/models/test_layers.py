@@ -269,6 +269,11 @@ def test_bottleneck_steps_aside_for_hooks_replacements_backends_and_batch_statis
             layer.conv.backend = None
             gives((True, True))
         assert seen == [32, 32, 8]
+        block.project.activation = "relu"
+        calls.clear()
+        assert not torch.allclose(block(x), expected)  # it is applied, by the layer itself
+        assert calls == [(True, False)]
+        block.project.activation = None
         calls.clear()
         block.train()
         block(x)
