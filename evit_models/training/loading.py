@@ -40,7 +40,7 @@ def read(batches: DataLoader[Any], config: TrainConfig) -> Iterator[Any]:
     The loader's own timeout does not cover all: a worker that is stopped while it hands over a
     tensor is waited for without an end.
     """
-    with _deaths_wait() as hear_of_deaths:
+    with _deaths_wait(config.workers) as hear_of_deaths:
         # The first step of a loader imports a module of the profiler, and PyTorch prints and
         # forgets whatever is raised meanwhile, the death of a worker too.
         with record_function("evit_models.training.loading.read"):
@@ -71,14 +71,14 @@ def read(batches: DataLoader[Any], config: TrainConfig) -> Iterator[Any]:
 
 
 @contextmanager
-def _deaths_wait() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+def _deaths_wait(workers: int) -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """Lets the death of a worker be heard of only inside the context managers that it gives.
 
     PyTorch raises it from a signal handler, wherever the main thread is at that moment: in the
     middle of a backward pass, or in a library that prints and forgets whatever is raised.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield nullcontext  # PyTorch sets no handler here
+    if not workers or threading.current_thread() is not threading.main_thread():
+        yield nullcontext  # PyTorch sets no handler for such loaders
         return
     # The first loader would set it only when its workers run, and start the threads of their
     # queues behind that: Python prints a traceback where one is started and an error comes between.

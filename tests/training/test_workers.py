@@ -117,6 +117,18 @@ def test_no_death_is_heard_of_while_a_loader_starts(
     assert whole == [True]
 
 
+def test_without_workers_no_handler_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        config = tiny(workers=0)
+        clips = loader(MotionClips("train", 40, 5, 16), [[0], [1]], config, "cpu")
+        assert len(list(read(clips, config))) == 2
+        assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_no_death_is_heard_of_behind_an_error() -> None:
     """While an error is on its way, workers may end; then PyTorch would raise it in between."""
 
