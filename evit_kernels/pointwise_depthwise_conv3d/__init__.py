@@ -10,6 +10,7 @@ native.py (the compiled core).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -134,37 +135,24 @@ def _one_by_one(
 ) -> Tensor:
     """Returns the same from single operators; the first two are one where those can be joined."""
     x, first, first_bias, weight, bias, last, last_bias, residual = tensors
+    second: dict[str, Any] = {
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "temporal_padding": temporal_padding,
+        "activation": activation,
+        "backend": backend,
+    }
     if first is not None and last is not None:
         x = pointwise_depthwise_conv3d(
-            x,
-            first,
-            first_bias,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            temporal_padding=temporal_padding,
-            pointwise_activation=pointwise_activation,
-            activation=activation,
-            backend=backend,
+            x, first, first_bias, weight, bias, pointwise_activation=pointwise_activation, **second
         )
     else:
         if first is not None:
             x = pointwise_conv3d(
                 x, first, first_bias, activation=pointwise_activation, backend=backend
             )
-        x = depthwise_conv3d(
-            x,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            temporal_padding=temporal_padding,
-            activation=activation,
-            backend=backend,
-        )
+        x = depthwise_conv3d(x, weight, bias, **second)
     if last is None:
         return x
     return pointwise_conv3d(x, last, last_bias, residual=residual, backend=backend)
