@@ -53,6 +53,14 @@ def same_kind(value: Tensor, like: Tensor, where: str, name: str, like_name: str
         raise RuntimeError(f"{where}: {name} is on {value.device}, {like_name} is on {like.device}")
 
 
+def alike(value: object, size: Sequence[int], input: Tensor, where: str, name: str) -> None:
+    """Raises unless the value is a tensor of this size, of the dtype and device of `input`."""
+    found = tensor(value, where, name)
+    same_kind(found, input, where, name, "input")
+    if tuple(found.shape) != tuple(size):
+        raise ValueError(f"{where}: {name} must be {tuple(size)}, got {tuple(found.shape)}")
+
+
 def rank(value: Tensor, expected: int, where: str, name: str, meaning: str) -> None:
     """Raises ValueError unless the tensor has `expected` dimensions."""
     if value.dim() != expected:

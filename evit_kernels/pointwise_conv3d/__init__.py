@@ -88,13 +88,7 @@ def _check(
             f"input has {input.shape[1]}"
         )
     if bias is not None:
-        _checks.tensor(bias, NAME, "bias")
-        _checks.same_kind(bias, input, NAME, "bias", "input")
-        if tuple(bias.shape) != (weight.shape[0],):
-            raise ValueError(f"{NAME}: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
+        _checks.alike(bias, weight.shape[:1], input, NAME, "bias")
     if residual is not None:
-        _checks.tensor(residual, NAME, "residual")
-        _checks.same_kind(residual, input, NAME, "residual", "input")
-        expected = (input.shape[0], weight.shape[0], *input.shape[2:])
-        if tuple(residual.shape) != expected:
-            raise ValueError(f"{NAME}: residual must be {expected}, got {tuple(residual.shape)}")
+        size = (input.shape[0], weight.shape[0], *input.shape[2:])
+        _checks.alike(residual, size, input, NAME, "residual")

@@ -192,11 +192,7 @@ def _check_projection(tensors: Tensors, size: Sequence[int]) -> None:
         return
     if tensors.project_weight is None:
         raise ValueError(f"{NAME}: residual is added behind project_weight, which is None")
-    _checks.tensor(residual, NAME, "residual")
-    _checks.same_kind(residual, input, NAME, "residual", "input")
-    expected = (input.shape[0], channels, *size)
-    if tuple(residual.shape) != expected:
-        raise ValueError(f"{NAME}: residual must be {expected}, got {tuple(residual.shape)}")
+    _checks.alike(residual, (input.shape[0], channels, *size), input, NAME, "residual")
 
 
 def _check_pointwise(
@@ -221,10 +217,5 @@ def _check_pointwise(
             f"{NAME}: {name}_weight takes {weight.shape[1]} channels, {source} has {channels}"
         )
     if bias is not None:
-        _checks.tensor(bias, NAME, f"{name}_bias")
-        _checks.same_kind(bias, input, NAME, f"{name}_bias", "input")
-        if tuple(bias.shape) != (weight.shape[0],):
-            raise ValueError(
-                f"{NAME}: {name}_bias must be ({weight.shape[0]},), got {tuple(bias.shape)}"
-            )
+        _checks.alike(bias, weight.shape[:1], input, NAME, f"{name}_bias")
     return weight.shape[0]
