@@ -47,7 +47,8 @@ CUDA_FLAGS = [
     *("-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden", "-diag-suppress=20012"),
     "--threads=2",  # architectures of one source beside each other
 ]
-X86_LEVELS = {"v3": ["-march=x86-64-v3"], "v4": ["-march=x86-64-v4"]}
+# Processors of these levels know prefetches of what will be written, or take them for no operation.
+X86_LEVELS = {level: [f"-march=x86-64-{level}", "-mprfchw"] for level in ("v3", "v4")}
 
 FLAGS = [
     "-std=c++17",

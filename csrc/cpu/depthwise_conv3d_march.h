@@ -47,8 +47,6 @@ class Ahead {
   }
 
  private:
-  static constexpr int64_t kLine = 64;  // bytes
-
   // `Lines` lines of each column, or lines_ if that is 0.
   template <int Lines>
   EVIT_INLINE void columns(int64_t count) {

@@ -70,19 +70,21 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   const Rows<const S> key_rows(source.k, task), value_rows(source.v, task);
   const int64_t width = w.width, padded = w.padded, matrix = w.matrix;
   const int64_t step = w.step(kStreamedKeys);
-  Ahead<S> next_keys(w, source.k, task, step, &source.v), next_values(w, source.v, task, step);
-  const bool together = Ahead<S>::follows(w, source.k, source.v);
+  // Behind keys, as a rule, values lie: fewer numbers to step on than of two views.
+  const bool together = follows<S>(width, source.k, source.v);
+  Ahead<S, 1, 0> next_keys(w, task, step, together ? 2 * width : width, source.k);
+  Ahead<S, 1, 0> next_values(w, task, step, width, source.v);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     A* sums = first + head * matrix;
     A* z = sums + width * padded;
     const S* key = key_rows.at_token(head, token);
     const S* value = value_rows.at_token(head, token);
+    next_keys.allow(tokens);
+    if (!together) next_values.allow(tokens);
     const auto fetch = [&] {
       next_keys.fetch();
       next_values.fetch();
     };
-    next_keys.allow(tokens);
-    if (!together) next_values.allow(tokens);
     if constexpr (kDirect<S>) {
       if (width == padded) {
         add_outer_directly(key, key_rows.stride, value, value_rows.stride, tokens, width, sums, z,
@@ -106,21 +108,20 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
   A* queries = scratch;
   A* products = scratch + w.block;
   Normalisers<A> n;
-  [[maybe_unused]] const bool past = w.past && fills_lines<S>(source.output);
   const A* const first = totals + w.offset(task, 0, 0);
   const Rows<const S> query_rows(source.q, task);
   const Rows<S> output_rows(source.output, task);
   const int64_t width = w.width, padded = w.padded, size = w.matrix;
-  // With one vector of columns, long blocks of queries and outputs were measured to be slower.
-  const int64_t step = w.step(width >= 2 * kLanes<A> ? kBlockTokens : kStreamedTokens);
-  Ahead<S> next_queries(w, source.q, task, step);
+  const int64_t step = w.step();
+  [[maybe_unused]] const bool past = stores_past<S>(w, source.output);
+  Ahead<S, 1, 1> next(w, task, step, width, source.q, source.output);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     const A* matrix = first + head * size;
     const A* z = matrix + width * padded;
     const int64_t whole = whole_tokens(tokens);
     const S* query = query_rows.at_token(head, token);
-    next_queries.allow(tokens);
-    const auto fetch = [&] { next_queries.fetch(); };
+    next.allow(tokens);
+    const auto fetch = [&] { next.fetch(); };
     bool packed = false;
     if constexpr (kDirect<S>) {
       packed = width == padded && whole == tokens;
@@ -223,19 +224,15 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
   A* products = scratch + 2 * w.block;
   Normalisers<A> n;
   A slope[kBlockTokens];  // dd
-  const bool past = w.past && fills_lines<S>(source.grad_q);
+  const bool past = stores_past<S>(w, source.grad_q);
   const int64_t step = w.step();
-  Ahead<S> next_queries(w, source.q, task, step), next_grads(w, source.output, task, step);
+  Ahead<S, 2, 1> next(w, task, step, w.width, source.q, source.output, source.grad_q);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     const A* matrix = turned + w.offset(task, head, 0);
     const A* z = matrix + w.width * w.padded;
     const int64_t whole = whole_tokens(tokens);
-    next_queries.allow(tokens);
-    next_grads.allow(tokens);
-    const auto fetch = [&] {
-      next_queries.fetch();
-      next_grads.fetch();
-    };
+    next.allow(tokens);
+    const auto fetch = [&] { next.fetch(); };
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
          queries, [](auto x, int64_t, int64_t) { return positive_part(x); });
     inner_products<A>(queries, z, kRowSteps<A>, whole, w.padded, n.value);
@@ -278,18 +275,14 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
   A* keys = scratch;
   A* values = scratch + w.block;
   A* products = scratch + 2 * w.block;
-  const bool past_k = w.past && fills_lines<S>(source.grad_k);
-  const bool past_v = w.past && fills_lines<S>(source.grad_v);
+  const bool past_k = stores_past<S>(w, source.grad_k);
+  const bool past_v = stores_past<S>(w, source.grad_v);
   const int64_t step = w.step();
-  Ahead<S> next_keys(w, source.k, task, step), next_values(w, source.v, task, step);
+  Ahead<S, 2, 2> next(w, task, step, w.width, source.k, source.v, source.grad_k, source.grad_v);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
     const int64_t whole = whole_tokens(tokens);
-    next_keys.allow(tokens);
-    next_values.allow(tokens);
-    const auto fetch = [&] {
-      next_keys.fetch();
-      next_values.fetch();
-    };
+    next.allow(tokens);
+    const auto fetch = [&] { next.fetch(); };
     pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
          keys, [](auto x, int64_t, int64_t) { return positive_part(x); });
     if (source.grad_k.data != nullptr) {

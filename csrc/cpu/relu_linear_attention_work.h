@@ -109,14 +109,14 @@ struct Work {
   }
 };
 
-// Whether vectors of L elements of a view fill whole lines of a cache.
+// Whether what is written to a view goes past the caches: then it has to fill whole lines.
 template <class S>
-bool fills_lines(const evit::HeadsView& view) {
-  constexpr int64_t line = 64;
+bool stores_past(const Work<Acc<S>>& w, const evit::HeadsView& view) {
   const auto whole = [](int64_t elements) {
-    return elements * static_cast<int64_t>(sizeof(S)) % line == 0;
+    return elements * static_cast<int64_t>(sizeof(S)) % kLine == 0;
   };
-  return reinterpret_cast<uintptr_t>(view.data) % line == 0 && whole(view.batch_stride) &&
+  return kStoresPast<S, kLanes<Acc<S>>> && w.past &&
+         reinterpret_cast<uintptr_t>(view.data) % kLine == 0 && whole(view.batch_stride) &&
          whole(view.head_stride) && whole(view.token_stride);
 }
 
@@ -150,29 +150,30 @@ EVIT_INLINE void for_each_block(const Task& task, int64_t step, F&& body) {
     for (int64_t head = 0; head < heads; ++head) body(head, token, smaller(step, end - token));
 }
 
-// Prefetches the next block of a view, in the order of memory, one head of one token at a time:
-// evenly between the products of this block, since the processor takes only some tens at once.
+// Whether features of `second` begin where those of `first` end, everywhere.
 template <class S>
+bool follows(int64_t width, const evit::HeadsView& first, const evit::HeadsView& second) {
+  return static_cast<const S*>(first.data) + width == static_cast<const S*>(second.data) &&
+         first.batch_stride == second.batch_stride && first.head_stride == second.head_stride &&
+         first.token_stride == second.token_stride;
+}
+
+// Prefetches the next block of some views, in the order of memory, one head of one token at a time:
+// evenly between the products of this block, since the processor takes only some tens of lines at
+// once. The first `Read` views are read, the others written: a store to a line that is in no cache
+// of the core has to read it first, and few stores can wait for that. Measured, 1,568 to 6,272
+// tokens whose outputs are in no such cache: forward takes 0.8 of the time so, backward 0.7.
+template <class S, int Read, int Written>
 class Ahead {
  public:
-  // By `step` tokens. Of `beside`, too, where it lies right behind `view`, as values do behind
-  // keys.
-  Ahead(const Work<Acc<S>>& w, const evit::HeadsView& view, const Task& task, int64_t step,
-        const evit::HeadsView* beside = nullptr)
-      : active_(w.streamed),
-        next_(reinterpret_cast<const char*>(at<const S>(view, task, 0, task.begin + step))),
-        heads_(task.group->count),
-        left_(heads_),
-        bytes_((beside != nullptr && follows(w, view, *beside) ? 2 : 1) * w.width * size),
-        head_step_(view.head_stride * size),
-        token_step_((view.token_stride - heads_ * view.head_stride) * size) {}
-
-  // Whether `beside` begins where the features of a head of `view` end, everywhere.
-  static bool follows(const Work<Acc<S>>& w, const evit::HeadsView& view,
-                      const evit::HeadsView& beside) {
-    return static_cast<const S*>(view.data) + w.width == static_cast<const S*>(beside.data) &&
-           view.batch_stride == beside.batch_stride && view.head_stride == beside.head_stride &&
-           view.token_stride == beside.token_stride;
+  // By `step` tokens, and so many features of each. Left out are views to write without data, or
+  // stored past the caches.
+  template <class... Views>
+  Ahead(const Work<Acc<S>>& w, const Task& task, int64_t step, int64_t features,
+        const Views&... views)
+      : active_(w.streamed), heads_(task.group->count), left_(heads_), bytes_(features * size) {
+    static_assert(sizeof...(views) == Read + Written);
+    (add(w, task, step, views), ...);
   }
 
   // So many tokens of a head may be fetched from here on.
@@ -183,25 +184,43 @@ class Ahead {
   EVIT_INLINE void fetch() {
     if (allowed_ == 0) return;
     --allowed_;
-    for (int64_t i = 0; i < bytes_; i += 64) __builtin_prefetch(next_ + i);
-    next_ += head_step_;
-    if (--left_ == 0) {
-      left_ = heads_;
-      next_ += token_step_;
+    for (int64_t i = 0; i < bytes_; i += kLine) {
+      EVIT_UNROLL
+      for (int v = 0; v < Read; ++v) __builtin_prefetch(next_[v] + i);
+      for (int v = Read; Written > 0 && v < count_; ++v) __builtin_prefetch(next_[v] + i, 1);
     }
+    go(head_step_);
+    if (--left_ > 0) return;
+    left_ = heads_;
+    go(token_step_);
   }
 
  private:
   static constexpr int64_t size = sizeof(S);
 
+  void add(const Work<Acc<S>>& w, const Task& task, int64_t step, const evit::HeadsView& view) {
+    if (count_ >= Read && (view.data == nullptr || stores_past<S>(w, view))) return;
+    next_[count_] = reinterpret_cast<const char*>(at<const S>(view, task, 0, task.begin + step));
+    head_step_[count_] = view.head_stride * size;
+    token_step_[count_] = (view.token_stride - heads_ * view.head_stride) * size;
+    ++count_;
+  }
+
+  EVIT_INLINE void go(const int64_t* steps) {
+    EVIT_UNROLL
+    for (int v = 0; v < Read; ++v) next_[v] += steps[v];
+    for (int v = Read; Written > 0 && v < count_; ++v) next_[v] += steps[v];
+  }
+
   bool active_;
-  const char* next_;
+  int count_ = 0;
   int64_t heads_;
   int64_t left_;
   int64_t bytes_;
-  int64_t head_step_;
-  int64_t token_step_;
   int64_t allowed_ = 0;
+  const char* next_[Read + Written];
+  int64_t head_step_[Read + Written];
+  int64_t token_step_[Read + Written];
 };
 
 }  // namespace

@@ -30,6 +30,7 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+constexpr int64_t kLine = 64;  // bytes of a line of a cache
 
 struct Half {
   uint16_t bits;
