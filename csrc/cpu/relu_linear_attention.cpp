@@ -102,13 +102,15 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
 }
 
 template <class S>
-void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals) {
+void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals,
+            const Acc<S>* lifts) {
   using A = Acc<S>;
   const AttentionSource& source = *task.group->source;
   A* queries = scratch;
   A* products = scratch + w.block;
   Normalisers<A> n;
   const A* const first = totals + w.offset(task, 0, 0);
+  const A* const first_lift = lifts + w.index(task, 0);
   const Rows<const S> query_rows(source.q, task);
   const Rows<S> output_rows(source.output, task);
   const int64_t width = w.width, padded = w.padded, size = w.matrix;
@@ -120,20 +122,21 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
     const A* z = matrix + width * padded;
     const int64_t whole = whole_tokens(tokens);
     const S* query = query_rows.at_token(head, token);
+    const A lift = first_lift[head];
     next.allow(tokens);
     const auto fetch = [&] { next.fetch(); };
     bool packed = false;
     if constexpr (kDirect<S>) {
-      packed = width == padded && whole == tokens;
+      packed = width == padded && whole == tokens && lift == 1;
       if (packed)
         pack_with_products<A>(query, query_rows.stride, tokens, width, z, queries, n.value);
     }
     if (!packed) {
       pack(query, query_rows.stride, tokens, width, padded, queries,
-           [](auto x, int64_t, int64_t) { return positive_part(x); });
+           [=](auto x, int64_t, int64_t) { return positive_part(x) * lift; });
       inner_products<A>(queries, z, kRowSteps<A>, whole, padded, n.value);
     }
-    normalise<A>(w, whole, n);
+    normalise<A>(static_cast<A>(w.p.eps) * lift, whole, n);
     S* output = output_rows.at_token(head, token);
     if (width == padded && whole == tokens && !n.scaled) {
       const auto divided = [&](auto x, int64_t t) { return x * n.inverse[t]; };
@@ -161,9 +164,10 @@ Status forward_as(const Problem& p, void* state) {
   const bool dense = state != nullptr && w.width == w.padded;
   const bool copied = state != nullptr && !dense;
   Buffer<A> partials(w.splits > 1 ? w.splits * all : 0);
-  Buffer<A> total_buffer(dense ? 0 : all);
+  Buffer<A> total_buffer(dense ? 0 : all), lifts(w.matrices());
   Shares sums(w.tasks(), w.threads()), outputs(w.tasks(), w.threads());
-  if (!w.groups.ok() || !partials.ok() || !total_buffer.ok() || !sums.ok() || !outputs.ok())
+  if (!w.groups.ok() || !partials.ok() || !total_buffer.ok() || !lifts.ok() || !sums.ok() ||
+      !outputs.ok())
     return {"out of memory for the sums of attention"};
   A* totals = dense ? static_cast<A*>(state) : total_buffer.data();
   bool failed = false;
@@ -184,12 +188,13 @@ Status forward_as(const Problem& p, void* state) {
       A* total = totals + i * w.matrix;
       if (w.splits > 1) combine<A>(w, partials.data(), i, total);
       if (kDirect<S> && w.width == w.padded) transpose_in_place(total, w.width);
+      lifts[i] = lift(total, w.width * w.padded);
       for (int64_t r = 0; copied && r <= w.width; ++r)
         for (int64_t c = 0; c < w.width; ++c)
           static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];
     }
     for (int64_t task; scratch.ok() && (task = outputs.take(thread, true)) >= 0;)
-      attend<S>(w, w.task(task), scratch.data(), totals);
+      attend<S>(w, w.task(task), scratch.data(), totals, lifts.data());
     fence();
   }
   return failed ? Status{"out of memory for blocks of attention"} : Status{};
@@ -236,7 +241,7 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
          queries, [](auto x, int64_t, int64_t) { return positive_part(x); });
     inner_products<A>(queries, z, kRowSteps<A>, whole, w.padded, n.value);
-    normalise<A>(w, whole, n);
+    normalise<A>(static_cast<A>(w.p.eps), whole, n);
     pack(at<const S>(source.output, task, head, token), source.output.token_stride, tokens, w.width,
          w.padded, grads, [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
     if (wants_u) {

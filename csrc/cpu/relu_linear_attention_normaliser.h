@@ -2,7 +2,6 @@
 #pragma once
 
 #include "relu_linear_attention_tiles.h"
-#include "relu_linear_attention_work.h"
 
 namespace {
 
@@ -22,12 +21,30 @@ struct Normalisers {
   }
 };
 
-// n.value holds the products of queries and z.
+// What queries and eps are multiplied by: it cancels in the quotient, and is 1 where sums of keys
+// and values are not tiny. Where they are, products with queries would be denormal numbers, as in
+// networks of random weights whose activations fade out layer by layer: processors take up to a
+// hundred times as long for those, and their last bits are lost.
 template <class A>
-EVIT_INLINE void normalise(const Work<A>& w, int64_t tokens, Normalisers<A>& n) {
+A lift(const A* matrix, int64_t count) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
-  const V zero = {}, one = broadcast<L>(A(1)), eps = broadcast<L>(static_cast<A>(w.p.eps));
+  V largest = {};
+  for (int64_t i = 0; i < count; i += L) {
+    const V x = load<L>(matrix + i), magnitude = x < V{} ? -x : x;
+    largest = magnitude <= largest ? largest : magnitude;  // a NaN is not tiny
+  }
+  bool tiny = true;
+  for (int l = 0; l < L; ++l) tiny = tiny && largest[l] < A(0x1p-64);
+  return tiny ? A(0x1p48) : A(1);
+}
+
+// n.value holds the products of queries and z; eps goes with the queries.
+template <class A>
+EVIT_INLINE void normalise(A epsilon, int64_t tokens, Normalisers<A>& n) {
+  constexpr int L = kLanes<A>;
+  using V = Vector<A, L>;
+  const V zero = {}, one = broadcast<L>(A(1)), eps = broadcast<L>(epsilon);
   const V tiny = broadcast<L>(A(0x1p-60)), huge = broadcast<L>(A(0x1p60));
   V magnitudes = one;
   for (int64_t t = 0; t < tokens; t += L) {

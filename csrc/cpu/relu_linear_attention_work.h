@@ -103,9 +103,14 @@ struct Work {
             smaller(p.tokens, (split + 1) * split_tokens)};
   }
 
+  // A task's head among all of the batch.
+  int64_t index(const Task& task, int64_t head) const {
+    return task.batch * heads + task.group->global + head;
+  }
+
   // The matrix of a task's head in a buffer of (splits, batch, heads) matrices, or of one split.
   int64_t offset(const Task& task, int64_t head, int64_t split) const {
-    return ((split * p.batch + task.batch) * heads + task.group->global + head) * matrix;
+    return (split * matrices() + index(task, head)) * matrix;
   }
 };
 

@@ -44,7 +44,9 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "on_cpu(why): not repeated on GPUs, for a reason in words.")
+    config.addinivalue_line(
+        "markers", "on_cpu(why): not repeated on GPUs or with their kernels, for a reason in words."
+    )
     config.addinivalue_line("markers", "background(script, ...): is started before the tests.")
 
 
@@ -70,7 +72,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     name = metafunc.module.__name__.removeprefix("test_")
     operator = next((o for o in emulation.OPERATORS if name.startswith(o)), None)
     places: list[Placement] = []
-    if operator and metafunc.definition.get_closest_marker("on_cpu") is None:
+    if metafunc.definition.get_closest_marker("on_cpu") is not None:
+        operator = None
+    if operator:
         places = placement.placements(operator)
     if "instruction_set" in metafunc.fixturenames:
         names = [*INSTRUCTION_SETS, *([EMULATED] if operator else []), *places]

@@ -115,6 +115,29 @@ def test_a_query_without_positive_entry_yields_zero(instruction_set: str) -> Non
         assert output.isfinite().all()
 
 
+@pytest.mark.on_cpu("GPUs take no longer for numbers that are not normal: nothing is lifted there")
+@pytest.mark.parametrize(
+    ("queries", "keys", "values"),
+    [(1e-12, 1e-12, 1e-12), (1e-14, 1e-14, 1e-14), (1e-16, 1e-16, 1e-16), (1e15, 1.0, 1e-25)],
+)
+@pytest.mark.parametrize("head_dim", [16, 5])
+def test_tiny_activations_keep_their_precision(
+    queries: float, keys: float, values: float, head_dim: int, instruction_set: str
+) -> None:
+    # As in networks of random weights, whose products would leave the range of normal numbers.
+    x = torch.randn(2, 2, 3, head_dim, 4, 6, 7)  # heads, then queries, keys and values
+    x[:, 0] *= torch.tensor([queries, keys, values]).view(3, 1, 1, 1, 1)
+    x = x.flatten(1, 3)
+    ours = attend(head_dim, "native")(x).double().unflatten(1, (2, head_dim))
+    exact = attend(head_dim, "reference")(x.double()).unflatten(1, (2, head_dim))
+    for head in range(2):
+        largest = exact[:, head].abs().max()
+        assert largest > 0
+        torch.testing.assert_close(
+            ours[:, head] / largest, exact[:, head] / largest, rtol=0, atol=2e-6
+        )
+
+
 @pytest.mark.parametrize("special", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_special_values_come_out_as_in_pytorch(
