@@ -32,7 +32,7 @@ A lift(const A* matrix, int64_t count) {
   V largest = {};
   for (int64_t i = 0; i < count; i += L) {
     const V x = load<L>(matrix + i), magnitude = x < V{} ? -x : x;
-    largest = magnitude <= largest ? largest : magnitude;  // a NaN is not tiny
+    largest = magnitude > largest ? magnitude : largest;
   }
   bool tiny = true;
   for (int l = 0; l < L; ++l) tiny = tiny && largest[l] < A(0x1p-64);

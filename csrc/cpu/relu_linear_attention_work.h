@@ -198,7 +198,7 @@ class Ahead {
     // one: measured, attention over 12,544 tokens and more takes 0.95 of the time so.
     EVIT_UNROLL
     for (int v = 0; v < Read; ++v) {
-      if ((reinterpret_cast<intptr_t>(next_[v]) & (kPage - 1)) >= head_step_[v]) continue;
+      if ((reinterpret_cast<intptr_t>(next_[v]) & (kPage - 1)) >= begin_[v]) continue;
       __builtin_prefetch(next_[v] + 2 * kPage);
       __builtin_prefetch(next_[v] + 2 * kPage + kLine);
     }
@@ -217,6 +217,7 @@ class Ahead {
     next_[count_] = reinterpret_cast<const char*>(at<const S>(view, task, 0, task.begin + step));
     head_step_[count_] = view.head_stride * size;
     token_step_[count_] = (view.token_stride - heads_ * view.head_stride) * size;
+    begin_[count_] = head_step_[count_] < kPage ? head_step_[count_] : 0;
     ++count_;
   }
 
@@ -235,6 +236,7 @@ class Ahead {
   const char* next_[Read + Written];
   int64_t head_step_[Read + Written];
   int64_t token_step_[Read + Written];
+  int64_t begin_[Read + Written];  // bytes of a page that one step passes; 0 where heads are apart
 };
 
 }  // namespace
