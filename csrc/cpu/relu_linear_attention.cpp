@@ -188,7 +188,7 @@ Status forward_as(const Problem& p, void* state) {
       A* total = totals + i * w.matrix;
       if (w.splits > 1) combine<A>(w, partials.data(), i, total);
       if (kDirect<S> && w.width == w.padded) transpose_in_place(total, w.width);
-      lifts[i] = lift(total, w.width * w.padded);
+      lifts[i] = lift_of(total, w.width * w.padded);
       for (int64_t r = 0; copied && r <= w.width; ++r)
         for (int64_t c = 0; c < w.width; ++c)
           static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];

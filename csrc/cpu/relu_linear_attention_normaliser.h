@@ -26,7 +26,7 @@ struct Normalisers {
 // networks of random weights whose activations fade out layer by layer: processors take up to a
 // hundred times as long for those, and their last bits are lost.
 template <class A>
-A lift(const A* matrix, int64_t count) {
+A lift_of(const A* matrix, int64_t count) {
   constexpr int L = kLanes<A>;
   using V = Vector<A, L>;
   V largest = {};
@@ -34,9 +34,7 @@ A lift(const A* matrix, int64_t count) {
     const V x = load<L>(matrix + i), magnitude = x < V{} ? -x : x;
     largest = magnitude > largest ? magnitude : largest;
   }
-  bool tiny = true;
-  for (int l = 0; l < L; ++l) tiny = tiny && largest[l] < A(0x1p-64);
-  return tiny ? A(0x1p48) : A(1);
+  return any_less(broadcast<L>(A(0x1p-64)), largest) ? A(1) : A(0x1p48);
 }
 
 // n.value holds the products of queries and z; eps goes with the queries.
