@@ -71,11 +71,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     name = metafunc.module.__name__.removeprefix("test_")
     operator = next((o for o in emulation.OPERATORS if name.startswith(o)), None)
-    places: list[Placement] = []
     if metafunc.definition.get_closest_marker("on_cpu") is not None:
         operator = None
-    if operator:
-        places = placement.placements(operator)
+    places = placement.placements(operator) if operator else []
     if "instruction_set" in metafunc.fixturenames:
         names = [*INSTRUCTION_SETS, *([EMULATED] if operator else []), *places]
         metafunc.parametrize("instruction_set", names, indirect=True, ids=str)
