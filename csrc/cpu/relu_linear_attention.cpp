@@ -179,7 +179,7 @@ Status forward_as(const Problem& p, void* state) {
 #pragma omp atomic write
       failed = true;
     }
-    const int64_t thread = sums.arrive();
+    const int64_t thread = sums.own();
     for (int64_t task; scratch.ok() && (task = sums.take(thread, false)) >= 0;)
       sum_keys<S>(w, w.task(task), scratch.data(), w.splits > 1 ? partials.data() : totals);
 #pragma omp barrier
@@ -337,7 +337,7 @@ Status backward_as(const Problem& p, const void* state) {
     for (int64_t i = 0; i < w.matrices(); ++i)
       transpose<A>(w, static_cast<const A*>(state) + i * (w.width + 1) * w.width, w.width,
                    turned.data() + i * w.matrix);
-    const int64_t thread = queries.arrive();
+    const int64_t thread = queries.own();
     for (int64_t task; scratch.ok() && (task = queries.take(thread, false)) >= 0;)
       differentiate_queries<S>(w, w.task(task), scratch.data(), turned.data(), partials.data());
     if (any_keys) {

@@ -4,6 +4,8 @@
 
 #include "buffer.h"
 
+extern "C" int omp_get_thread_num();  // of any OpenMP runtime; Clang may come without omp.h
+
 namespace {
 
 class Shares {
@@ -15,8 +17,9 @@ class Shares {
 
   bool ok() const { return taken_.ok(); }
 
-  // A number for the calling thread, in the order of arrival.
-  int64_t arrive() { return __atomic_fetch_add(&arrived_, 1, __ATOMIC_RELAXED) % threads_; }
+  // The calling thread's share: the same in every call, for what it wrote in the last one may be in
+  // its caches. By the order of arrival, attention over 1,568 tokens took 1.1 times as long.
+  int64_t own() const { return omp_get_thread_num() % threads_; }
 
   // The next task of thread `owner`, or one of another's share, or -1 when all are taken. Backward:
   // every share from its end.
@@ -39,7 +42,6 @@ class Shares {
 
   int64_t tasks_;
   int64_t threads_;
-  int64_t arrived_ = 0;
   Buffer<int64_t> taken_;
 };
 
