@@ -8,9 +8,12 @@
 
 namespace {
 
-constexpr int64_t kTaskHeads = 8;      // heads of one task, neighbours in memory
-constexpr int64_t kSplitTokens = 128;  // of one partial sum, at least
-constexpr int64_t kMaxSplits = 64;
+constexpr int64_t kTaskHeads = 8;  // heads of one task, neighbours in memory
+// Tokens of one partial sum, at least: the first number for some splits, so that threads have
+// something to share, the second for more. With 512 instead of 128, 6,272 tokens take 0.93 of the
+// time: fewer sums to combine, fewer beginnings that nobody prefetched.
+constexpr int64_t kSplitTokens = 128, kLongSplitTokens = 512;
+constexpr int64_t kSomeSplits = 8, kMaxSplits = 64;
 // Inputs beyond this are not in the second-level cache: blocks are then short enough for the next
 // one into the first-level cache while this one is worked on, in the order in which it lies in
 // memory.
@@ -54,7 +57,6 @@ struct Work {
   bool past;       // with the outputs, larger than all caches
   int64_t heads;
   int64_t splits;
-  int64_t split_tokens;
   int64_t num_groups;
   Buffer<Group> groups;
 
@@ -65,10 +67,12 @@ struct Work {
     padded = ceil_div(width, L) * L;
     matrix = (width + 1) * padded;
     block = kBlockTokens * padded;
-    // A partial sum must stay small beside the tokens it sums.
-    splits = smaller(kMaxSplits, ceil_div(p.tokens, larger(kSplitTokens, 4 * width)));
-    split_tokens = ceil_div(ceil_div(p.tokens, splits), kTokenMultiple) * kTokenMultiple;
-    splits = ceil_div(p.tokens, split_tokens);
+    // A partial sum must stay small beside the tokens it sums. An even number of them is the same
+    // work for both of two threads: with 3, 288 tokens took 1.4 times as long.
+    const auto most = [&](int64_t least) { return p.tokens / larger(least, 4 * width); };
+    splits = larger(smaller(kSomeSplits, most(kSplitTokens)),
+                    smaller(kMaxSplits, most(kLongSplitTokens)));
+    splits = larger(1, splits / 2 * 2);
     num_groups = count_groups(p);
     heads = 0;
     int64_t next = 0;
@@ -100,8 +104,13 @@ struct Work {
 
   Task task(int64_t index) const {
     const int64_t split = index / num_groups % splits;
-    return {&groups[index % num_groups], index / num_groups / splits, split, split * split_tokens,
-            smaller(p.tokens, (split + 1) * split_tokens)};
+    return {&groups[index % num_groups], index / num_groups / splits, split, first_token(split),
+            smaller(p.tokens, first_token(split + 1))};
+  }
+
+  // Splits are as even as whole multiples of tokens allow.
+  int64_t first_token(int64_t split) const {
+    return ceil_div(p.tokens, kTokenMultiple) * split / splits * kTokenMultiple;
   }
 
   // A task's head among all of the batch.
