@@ -33,4 +33,12 @@ int64_t second_level_cache_bytes() {
   return kSmall;
 }
 
+int64_t third_level_cache_bytes() {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  if (bytes > 0) return bytes;
+#endif
+  return 0;
+}
+
 }  // namespace evit::cpu

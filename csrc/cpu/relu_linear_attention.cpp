@@ -158,7 +158,7 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
 template <class S>
 Status forward_as(const Problem& p, void* state) {
   using A = Acc<S>;
-  const Work<A> w(p, sizeof(S));
+  const Work<A> w(p, sizeof(S), uncached_output_bytes());
   const int64_t all = w.matrices() * w.matrix;
   // Where the caller wants the sums, and they lie as computed, they are summed there.
   const bool dense = state != nullptr && w.width == w.padded;

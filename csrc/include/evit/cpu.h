@@ -23,4 +23,7 @@ void advise_huge_pages(void* address, int64_t bytes);
 // The size of a core's second-level cache; of a small one where the system does not tell.
 int64_t second_level_cache_bytes();
 
+// The size of the third-level cache; 0 where there is none or the system does not tell.
+int64_t third_level_cache_bytes();
+
 }  // namespace evit::cpu
