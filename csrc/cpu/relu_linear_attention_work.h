@@ -15,11 +15,11 @@ constexpr int64_t kTaskHeads = 8;  // heads of one task, neighbours in memory
 // time: fewer sums to combine, fewer beginnings that nobody prefetched.
 constexpr int64_t kSplitTokens = 128, kLongSplitTokens = 512;
 constexpr int64_t kSomeSplits = 8, kMaxSplits = 64;
-// Inputs beyond this share of a core's second-level cache are not in it: blocks are then short
-// enough for the next one into the first-level cache while this one is worked on, in the order in
-// which it lies in memory. Where they are in it, prefetches only cost: with 2 MiB, 392 tokens take
-// 0.85 of the time without.
-constexpr double kCacheShare = 0.6;
+// Inputs beyond this are not in the second-level caches: blocks are then short enough for the next
+// one into the first-level cache while this one is worked on, in the order in which it lies in
+// memory. Within it, prefetches only cost: with 2 MiB a core, 392 tokens (0.6 MB) take 0.85 of the
+// time without. Not the size of the caches at hand: sums over other blocks are other bits.
+constexpr int64_t kCachedBytes = 1 << 20;
 constexpr int64_t kStreamedTokens = 16;
 // Keys and values are summed where they lie, without scratch beside them: measured, twice as many
 // tokens are faster there.
@@ -52,8 +52,8 @@ struct Task {
   int64_t end;
 };
 
-// Sizes and the division of the work. Splits are functions of the shape alone, never of the
-// threads.
+// Sizes and the division of the work. Splits and blocks are functions of the shape alone, never of
+// the threads or of the machine.
 template <class A>
 struct Work {
   const evit::ReluLinearAttentionProblem& p;
@@ -92,8 +92,7 @@ struct Work {
       heads += source.heads;
     }
     const int64_t bytes = p.batch * heads * p.tokens * width * element_bytes;
-    streamed = 3 * static_cast<double>(bytes) >
-               kCacheShare * static_cast<double>(evit::cpu::second_level_cache_bytes());
+    streamed = 3 * bytes > kCachedBytes;
     past = 4 * bytes > uncached_bytes;
   }
 
