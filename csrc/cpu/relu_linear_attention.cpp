@@ -179,8 +179,7 @@ Status forward_as(const Problem& p, void* state) {
 #pragma omp atomic write
       failed = true;
     }
-    const int64_t thread = sums.own();
-    for (int64_t task; scratch.ok() && (task = sums.take(thread, false)) >= 0;)
+    for (int64_t task; scratch.ok() && (task = sums.take(false)) >= 0;)
       sum_keys<S>(w, w.task(task), scratch.data(), w.splits > 1 ? partials.data() : totals);
 #pragma omp barrier
 #pragma omp for schedule(static)
@@ -193,7 +192,7 @@ Status forward_as(const Problem& p, void* state) {
         for (int64_t c = 0; c < w.width; ++c)
           static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];
     }
-    for (int64_t task; scratch.ok() && (task = outputs.take(thread, true)) >= 0;)
+    for (int64_t task; scratch.ok() && (task = outputs.take(true)) >= 0;)
       attend<S>(w, w.task(task), scratch.data(), totals, lifts.data());
     fence();
   }
@@ -337,8 +336,7 @@ Status backward_as(const Problem& p, const void* state) {
     for (int64_t i = 0; i < w.matrices(); ++i)
       transpose<A>(w, static_cast<const A*>(state) + i * (w.width + 1) * w.width, w.width,
                    turned.data() + i * w.matrix);
-    const int64_t thread = queries.own();
-    for (int64_t task; scratch.ok() && (task = queries.take(thread, false)) >= 0;)
+    for (int64_t task; scratch.ok() && (task = queries.take(false)) >= 0;)
       differentiate_queries<S>(w, w.task(task), scratch.data(), turned.data(), partials.data());
     if (any_keys) {
 #pragma omp barrier
@@ -348,7 +346,7 @@ Status backward_as(const Problem& p, const void* state) {
         combine<A>(w, partials.data(), i, totals.data() + i * w.matrix);
         transpose<A>(w, totals.data() + i * w.matrix, w.padded, turned.data() + i * w.matrix);
       }
-      for (int64_t task; scratch.ok() && (task = keys.take(thread, true)) >= 0;)
+      for (int64_t task; scratch.ok() && (task = keys.take(true)) >= 0;)
         differentiate_keys<S>(w, w.task(task), scratch.data(), totals.data(), turned.data());
     }
     fence();
