@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import signal
 import threading
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from evit_models.training.errors import ConfigError
-from evit_models.training.sharding import shard
+from evit_models.training.sharding import forget_meshes, shard
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,26 @@ def ranks(device: str = "cpu", timeout: float = 600.0) -> Iterator[Ranks]:
             )
         place = torch.device("cuda", local)
         torch.cuda.set_device(place)
+    _import_holders()
     dist.init_process_group(
         "nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout)
     )
     yield Ranks(dist.get_rank(), dist.get_world_size(), place)
+    forget_meshes()
+    gc.collect()  # models in shares are in cycles
     # After an error the others may still wait for this process: only leaving ends that.
     dist.destroy_process_group()
+
+
+def _import_holders() -> None:
+    """Imports, before there is a group of processes, what would otherwise keep it forever.
+
+    Functions of these modules have "the group there is now" as the default of an argument, and
+    optimisers, DDP and FSDP import them later. A group that is kept keeps threads of gloo, too,
+    which may still ask for the interpreter when it is gone: the process then dies at its end.
+    """
+    for module in ("torch.distributed.nn.functional", "torch.distributed.fsdp"):
+        importlib.import_module(module)
 
 
 def _end_with(launcher: int) -> None:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from evit_models.training.errors import ConfigError
 
+_meshes: list[Any] = []
+
 
 def shard(model: nn.Module, device: torch.device, world: int) -> None:
     """Leaves to every process its share of a model's parameters; buffers stay whole.
@@ -28,9 +30,17 @@ def shard(model: nn.Module, device: torch.device, world: int) -> None:
     except ImportError as error:
         raise ConfigError(f"parallel: fsdp needs torch 2.6 or later: {error}") from error
     mesh = init_device_mesh(device.type, (world,))
+    _meshes.append(mesh)
     for child in model.children():
         fully_shard(child, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def forget_meshes() -> None:
+    """Takes the group of processes from the meshes of this process, which PyTorch's caches keep."""
+    for mesh in _meshes:
+        getattr(mesh, "_pg_registry", {}).clear()  # of torch 2.13; before, a mesh had names only
+    _meshes.clear()
 
 
 def whole(value: Any) -> Any:
