@@ -1,5 +1,5 @@
-// ReLU linear attention on CPUs: sums over fixed splits of the tokens, then one pass over all
-// tokens.
+// ReLU linear attention on CPUs: sums over fixed splits of the tokens, or by heads where the tokens
+// are few, then one pass over all tokens.
 //
 // With r = relu, M = sum r(k) v^T, z = sum r(k), per token: den = r(q) . z + eps, o = r(q) M / den.
 // Backward, with g the gradient of o: dn = g / den, u = M dn, dd = -(r(q) . u) / den; then
@@ -158,18 +158,38 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
 template <class S>
 Status forward_as(const Problem& p, void* state) {
   using A = Acc<S>;
-  const Work<A> w(p, sizeof(S), uncached_output_bytes());
+  Work<A> w(p, sizeof(S), uncached_output_bytes());
+  // Keys and values that the second-level caches hold are summed by heads, if that is work for as
+  // many threads: nobody adds up then what another core wrote.
+  Work<A> heads(p, sizeof(S), kUncachedBytes, larger(1, kTaskFeatures / p.width));
+  const int64_t parts = larger(w.splits, p.tokens < kPairTokens ? 1 : 2);
+  const bool by_heads = !w.streamed && heads.num_groups >= parts * w.num_groups;
+  if (by_heads) {
+    heads.splits = 1;
+    w.splits = parts;
+  }
+  const Work<A>& keys = by_heads ? heads : w;
   const int64_t all = w.matrices() * w.matrix;
   // Where the caller wants the sums, and they lie as computed, they are summed there.
   const bool dense = state != nullptr && w.width == w.padded;
   const bool copied = state != nullptr && !dense;
-  Buffer<A> partials(w.splits > 1 ? w.splits * all : 0);
+  const int64_t splits = keys.splits;  // whose sums are combined
+  Buffer<A> partials(splits > 1 ? splits * all : 0);
   Buffer<A> total_buffer(dense ? 0 : all), lifts(w.matrices());
-  Shares sums(w.tasks(), w.threads()), outputs(w.tasks(), w.threads());
-  if (!w.groups.ok() || !partials.ok() || !total_buffer.ok() || !lifts.ok() || !sums.ok() ||
-      !outputs.ok())
+  Shares sums(keys.tasks(), w.threads()), outputs(w.tasks(), w.threads());
+  if (!w.groups.ok() || !heads.groups.ok() || !partials.ok() || !total_buffer.ok() || !lifts.ok() ||
+      !sums.ok() || !outputs.ok())
     return {"out of memory for the sums of attention"};
   A* totals = dense ? static_cast<A*>(state) : total_buffer.data();
+  const auto finish = [&](int64_t i) {
+    A* total = totals + i * w.matrix;
+    if (splits > 1) combine<A>(keys, partials.data(), i, total);
+    if (kDirect<S> && w.width == w.padded) transpose_in_place(total, w.width);
+    lifts[i] = lift_of(total, w.width * w.padded);
+    for (int64_t r = 0; copied && r <= w.width; ++r)
+      for (int64_t c = 0; c < w.width; ++c)
+        static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];
+  };
   bool failed = false;
 
 #pragma omp parallel num_threads(w.threads()) if (w.threads() > 1)
@@ -179,18 +199,16 @@ Status forward_as(const Problem& p, void* state) {
 #pragma omp atomic write
       failed = true;
     }
-    for (int64_t task; scratch.ok() && (task = sums.take(false)) >= 0;)
-      sum_keys<S>(w, w.task(task), scratch.data(), w.splits > 1 ? partials.data() : totals);
+    for (int64_t index; scratch.ok() && (index = sums.take(false)) >= 0;) {
+      const Task task = keys.task(index);
+      sum_keys<S>(keys, task, scratch.data(), splits > 1 ? partials.data() : totals);
+      for (int64_t head = 0; splits == 1 && head < task.group->count; ++head)
+        finish(w.index(task, head));
+    }
 #pragma omp barrier
+    if (splits > 1) {
 #pragma omp for schedule(static)
-    for (int64_t i = 0; i < w.matrices(); ++i) {
-      A* total = totals + i * w.matrix;
-      if (w.splits > 1) combine<A>(w, partials.data(), i, total);
-      if (kDirect<S> && w.width == w.padded) transpose_in_place(total, w.width);
-      lifts[i] = lift_of(total, w.width * w.padded);
-      for (int64_t r = 0; copied && r <= w.width; ++r)
-        for (int64_t c = 0; c < w.width; ++c)
-          static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];
+      for (int64_t i = 0; i < w.matrices(); ++i) finish(i);
     }
     for (int64_t task; scratch.ok() && (task = outputs.take(true)) >= 0;)
       attend<S>(w, w.task(task), scratch.data(), totals, lifts.data());
