@@ -39,7 +39,7 @@ def shard(model: nn.Module, device: torch.device, world: int) -> None:
 def forget_meshes() -> None:
     """Takes the group of processes from the meshes of this process, which PyTorch's caches keep."""
     for mesh in _meshes:
-        getattr(mesh, "_pg_registry", {}).clear()  # of torch 2.13; before, a mesh had names only
+        getattr(mesh, "_pg_registry", {}).clear()  # torch 2.11 and later
     _meshes.clear()
 
 

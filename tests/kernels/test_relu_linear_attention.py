@@ -159,8 +159,11 @@ def test_repeated_tokens_leave_the_output_unchanged() -> None:
     torch.testing.assert_close(often[:, :, ::7], once, rtol=1e-5, atol=1e-5)
 
 
-def test_same_bits_on_any_number_of_threads_and_again() -> None:
-    x = torch.randn(2, 96, 4, 20, 20)
+@pytest.mark.parametrize(
+    "shape", [(2, 96, 4, 20, 20), (2, 192, 4, 7, 7)], ids=["by tokens", "by heads"]
+)
+def test_same_bits_on_any_number_of_threads_and_again(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
