@@ -25,20 +25,18 @@ constexpr int64_t kSomeSplits = 8, kMaxSplits = 64;
 // memory. Within it, prefetches only cost: with 2 MiB a core, 392 tokens (0.6 MB) take 0.85 of the
 // time without. Not the size of the caches at hand: sums over other blocks are other bits.
 constexpr int64_t kCachedBytes = 1 << 20;
-constexpr int64_t kStreamedTokens = 16;
-// Keys and values are summed where they lie, without scratch beside them: measured, twice as many
-// tokens are faster there.
-constexpr int64_t kStreamedKeys = 32;
+constexpr int64_t kStreamedTokens = 16, kCachedTokens = 32;
 // Inputs and outputs beyond this do not stay in the caches: gradients go past them then, and are
 // not read into them before. Measured beside prefetches of what is written: gradients of 12,544
 // tokens that come from memory take a fifth less time so.
 constexpr int64_t kUncachedBytes = 16 << 20;
 
-// Outputs of forward need more than half of the third-level cache, too: where inputs lie in one of
-// 480 MiB, 12,544 tokens took 1.4 times as long past the caches, and 1.04 times as long into them
-// where they come from memory.
+// Outputs of forward need more than an eighth of the third-level cache, too, of which some cores
+// may have a share only. With one of 480 MiB, 12,544 tokens of heads of 16 (26 MB) took 1.4 times
+// as long past the caches, and 1.04 times as long into them where inputs came from memory; 50,176
+// tokens (103 MB) take 0.97 of the time past them, 0.9 where inputs lie in that cache.
 inline int64_t uncached_output_bytes() {
-  return larger(kUncachedBytes, evit::cpu::third_level_cache_bytes() / 2);
+  return larger(kUncachedBytes, evit::cpu::third_level_cache_bytes() / 8);
 }
 
 // A task's heads: `count` from `first` on in their source, `global` among all heads.
@@ -106,10 +104,7 @@ struct Work {
     return count;
   }
 
-  // Tokens of a block, of `short_ones` where inputs are streamed.
-  int64_t step(int64_t short_ones = kStreamedTokens) const {
-    return streamed ? short_ones : kBlockTokens;
-  }
+  int64_t step() const { return streamed ? kStreamedTokens : kCachedTokens; }  // tokens of a block
 
   int64_t tasks() const { return p.batch * splits * num_groups; }
   int64_t matrices() const { return p.batch * heads; }
@@ -178,45 +173,34 @@ EVIT_INLINE void for_each_block(const Task& task, int64_t step, F&& body) {
     for (int64_t head = 0; head < heads; ++head) body(head, token, smaller(step, end - token));
 }
 
-// Whether features of `second` begin where those of `first` end, everywhere.
-template <class S>
-bool follows(int64_t width, const evit::HeadsView& first, const evit::HeadsView& second) {
-  return static_cast<const S*>(first.data) + width == static_cast<const S*>(second.data) &&
-         first.batch_stride == second.batch_stride && first.head_stride == second.head_stride &&
-         first.token_stride == second.token_stride;
-}
-
 // Prefetches the next block of some views, in the order of memory, one head of one token at a time:
 // evenly between the products of this block, since the processor takes only some tens of lines at
 // once. The first `Read` views are read, the others written: a store to a line that is in no cache
 // of the core has to read it first, and few stores can wait for that. Measured, 1,568 to 6,272
 // tokens whose outputs are in no such cache: forward takes 0.8 of the time so, backward 0.7.
-template <class S, int Read, int Written>
+// Features: of a head, where the compiler is to know them, or 0; then views to write without data,
+// or stored past the caches, are left out.
+template <class S, int Features, int Read, int Written>
 class Ahead {
  public:
-  // By `step` tokens, and so many features of each. Left out are views to write without data, or
-  // stored past the caches.
+  // By `step` tokens; views beyond those read and written are left alone.
   template <class... Views>
-  Ahead(const Work<Acc<S>>& w, const Task& task, int64_t step, int64_t features,
-        const Views&... views)
-      : active_(w.streamed), heads_(task.group->count), left_(heads_), bytes_(features * size) {
-    static_assert(sizeof...(views) == Read + Written);
+  Ahead(const Work<Acc<S>>& w, const Task& task, int64_t step, const Views&... views)
+      : heads_(task.group->count), left_(heads_), bytes_(w.width * size) {
+    static_assert(sizeof...(views) >= Read + Written);
     (add(w, task, step, views), ...);
   }
 
-  // So many tokens of a head may be fetched from here on.
-  EVIT_INLINE void allow(int64_t tokens) {
-    if (active_) allowed_ += tokens;
-  }
-
   EVIT_INLINE void fetch() {
-    if (allowed_ == 0) return;
-    --allowed_;
-    for (int64_t i = 0; i < bytes_; i += kLine) {
+    const int64_t bytes = Features > 0 ? Features * size : bytes_;
+    for (int64_t i = 0; i < bytes; i += kLine) {
       EVIT_UNROLL
       for (int v = 0; v < Read; ++v) __builtin_prefetch(next_[v] + i);
-      for (int v = Read; Written > 0 && v < count_; ++v) __builtin_prefetch(next_[v] + i, 1);
+      for (int v = Read; Written > 0 && v < count(); ++v) __builtin_prefetch(next_[v] + i, 1);
     }
+    go(head_step_);
+    if (--left_ > 0) return;
+    left_ = heads_;
     // Hardware prefetches end with a page. Where this one begins, they are told of the next but
     // one: measured, attention over 12,544 tokens and more takes 0.95 of the time so.
     EVIT_UNROLL
@@ -225,9 +209,6 @@ class Ahead {
       __builtin_prefetch(next_[v] + 2 * kPage);
       __builtin_prefetch(next_[v] + 2 * kPage + kLine);
     }
-    go(head_step_);
-    if (--left_ > 0) return;
-    left_ = heads_;
     go(token_step_);
   }
 
@@ -236,30 +217,32 @@ class Ahead {
   static constexpr int64_t kPage = 4096;
 
   void add(const Work<Acc<S>>& w, const Task& task, int64_t step, const evit::HeadsView& view) {
-    if (count_ >= Read && (view.data == nullptr || stores_past<S>(w, view))) return;
+    if (count_ == Read + Written) return;
+    if (Features == 0 && count_ >= Read && (view.data == nullptr || stores_past<S>(w, view)))
+      return;
     next_[count_] = reinterpret_cast<const char*>(at<const S>(view, task, 0, task.begin + step));
     head_step_[count_] = view.head_stride * size;
     token_step_[count_] = (view.token_stride - heads_ * view.head_stride) * size;
-    begin_[count_] = head_step_[count_] < kPage ? head_step_[count_] : 0;
+    begin_[count_] = token_step_[count_] >= 0 ? smaller(view.token_stride * size, kPage) : 0;
     ++count_;
   }
+
+  EVIT_INLINE int count() const { return Features > 0 ? Read + Written : count_; }
 
   EVIT_INLINE void go(const int64_t* steps) {
     EVIT_UNROLL
     for (int v = 0; v < Read; ++v) next_[v] += steps[v];
-    for (int v = Read; Written > 0 && v < count_; ++v) next_[v] += steps[v];
+    for (int v = Read; Written > 0 && v < count(); ++v) next_[v] += steps[v];
   }
 
-  bool active_;
   int count_ = 0;
   int64_t heads_;
   int64_t left_;
   int64_t bytes_;
-  int64_t allowed_ = 0;
   const char* next_[Read + Written];
   int64_t head_step_[Read + Written];
   int64_t token_step_[Read + Written];
-  int64_t begin_[Read + Written];  // bytes of a page that one step passes; 0 where heads are apart
+  int64_t begin_[Read + Written];  // bytes of a page that one token passes; 0 where heads are apart
 };
 
 }  // namespace
