@@ -40,6 +40,7 @@ PLAIN = (
     "cpu/memory.cpp",
     "cpu/openmp_of_clang.cpp",
     "bindings.cpp",
+    "bindings_calls.cpp",
 )
 CUDA_OPERATORS = ("depthwise_conv3d", "relu_linear_attention")
 CUDA_ARCHITECTURES = ("80", "87", "89", "90+PTX")
@@ -130,7 +131,7 @@ class BuildWithNinja(build_ext):
         chosen = any(option.startswith("-O") for option in extra)
         for name, source, options in _objects(x86):
             objects.append(name)
-            if not chosen and (source == "bindings.cpp" or "-DEVIT_PLAIN_ONLY" in options):
+            if not chosen and (source.startswith("bindings") or "-DEVIT_PLAIN_ONLY" in options):
                 options = [*options, *LIGHT]
             lines.append(f"build {name}: compile {_ninja_path(CSRC / source)}")
             lines.append(f"  extra = {_ninja_words(options)}")

@@ -309,6 +309,8 @@ void bind_instruction_sets(py::module_& m) {
 
 }  // namespace
 
+void bind_calls(py::module_& m);  // bindings_calls.cpp
+
 PYBIND11_MODULE(_core, m) {
   m.doc() = "The compiled core of evit_kernels.";
   m.attr("compiler") = EVIT_COMPILER;
@@ -324,4 +326,5 @@ PYBIND11_MODULE(_core, m) {
   bind_relu_linear_attention(m);
   bind_pointwise_conv3d(m);
   bind_pointwise_depthwise_conv3d(m);
+  bind_calls(m);
 }

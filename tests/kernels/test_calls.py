@@ -29,6 +29,16 @@ def rows(*size: int) -> Tensor:
     return torch.randn(*size).contiguous(memory_format=LAST)
 
 
+@pytest.fixture(autouse=True, params=["core", "python"])
+def maker_of_keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who makes the keys of calls: the core, where torch describes tensors to it, or Python."""
+    maker = _calls._python_key if request.param == "python" else _calls._choose_key()
+    if not hasattr(Tensor, "__dlpack_c_exchange_api__") and request.param == "core":
+        pytest.skip("this torch has no DLPack exchange functions")
+    assert (maker is _calls._python_key) == (request.param == "python")
+    monkeypatch.setattr(_calls, "_key_of", maker)
+
+
 class Case:
     """An operator, called with its tensors alone, and the name under which torch knows it."""
 
@@ -128,7 +138,7 @@ class Seen(TorchDispatchMode):
 
 def test_short_and_long_way_give_the_same(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     short = case()
-    monkeypatch.setattr(_calls, "_watched", lambda: True)
+    monkeypatch.setattr(_calls, "_key_of", lambda *_: None)
     long = case()
     assert torch.equal(short, long)
     assert short.stride() == long.stride()
@@ -220,7 +230,7 @@ def test_gradients_of_the_short_and_of_the_long_way_are_the_same(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = gradients(case)
-    monkeypatch.setattr(_calls, "_watched", lambda: True)
+    monkeypatch.setattr(_calls, "_key_of", lambda *_: None)
     for ours, theirs in zip(short, gradients(case), strict=True):
         assert torch.equal(ours, theirs)
         assert ours.stride() == theirs.stride()
