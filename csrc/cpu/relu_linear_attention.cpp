@@ -9,21 +9,14 @@
 #include <utility>
 
 #include "dispatch.h"
-#include "relu_linear_attention_normaliser.h"
-#include "relu_linear_attention_products.h"
-#include "relu_linear_attention_work.h"
+#include "relu_linear_attention_backward.h"
+#include "relu_linear_attention_forward.h"
 #include "shares.h"
 
 namespace {
 
-using evit::AttentionSource;
 using evit::Status;
 using Problem = evit::ReluLinearAttentionProblem;
-
-template <class A>
-void clear(A* x, int64_t count) {
-  for (int64_t i = 0; i < count; ++i) x[i] = 0;
-}
 
 // Sums the splits of one matrix in their order: the same bits on any number of threads.
 template <class A>
@@ -49,130 +42,10 @@ void transpose(const Work<A>& w, const A* matrix, int64_t stride, A* transposed)
 
 // ---- forward ----
 
-// Calls f(Width<W>{}) with the width of heads where there are kernels of their own for it, of the
-// widths that networks have, or with 0. There, all steps and all counts are constants: what fetches
-// the next block ran as long as the products of this one before.
-template <class S, class F>
-EVIT_INLINE void with_width(int64_t width, F&& f) {
-  if constexpr (kSame<S, float>) {
-    if (width == 16) return f(Width<16>{});
-    if (width == 32) return f(Width<32>{});
-  }
-  f(Width<0>{});
-}
-
-// Calls f(between) with what is done between products, or with nothing: a condition there would be
-// one of every token. Measured, sums of heads of 32 take 0.9 of the time so.
-template <class B, class F>
-EVIT_INLINE void with_or_without(bool wanted, B&& between, F&& f) {
-  if (wanted)
-    f(between);
-  else
-    f([] {});
-}
-
 template <class A>
 void transpose_in_place(A* matrix, int64_t width) {
   for (int64_t i = 0; i < width; ++i)
     for (int64_t j = 0; j < i; ++j) std::swap(matrix[i * width + j], matrix[j * width + i]);
-}
-
-// With a width, keys and values are multiplied where they lie, and their sums come out transposed.
-template <class S, int W>
-void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* partials) {
-  using A = Acc<S>;
-  const AttentionSource& source = *task.group->source;
-  A* keys = scratch;
-  A* values = scratch + w.block;
-  A* const first = partials + w.offset(task, 0, task.split);
-  clear(first, task.group->count * w.matrix);
-  const Rows<const S> key_rows(source.k, task), value_rows(source.v, task);
-  const int64_t width = W > 0 ? W : w.width, padded = W > 0 ? W : w.padded;
-  const int64_t matrix = (width + 1) * padded, step = w.step();
-  Ahead<S, W, 2, 0> next(w, task, step, source.k, source.v);
-  const auto fetch = [&] { next.fetch(); };
-  for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
-    A* sums = first + head * matrix;
-    A* z = sums + width * padded;
-    const S* key = key_rows.at_token(head, token);
-    const S* value = value_rows.at_token(head, token);
-    if constexpr (W > 0) {
-      with_or_without(w.streamed, fetch, [&](auto between) {
-        add_outer_directly(key, key_rows.stride, value, value_rows.stride, tokens, width, sums, z,
-                           between);
-      });
-    } else {
-      pack(key, key_rows.stride, tokens, width, padded, keys,
-           [](auto x, int64_t, int64_t) { return positive_part(x); });
-      add_token_sums<A>(keys, nullptr, whole_tokens(tokens), padded, z);
-      pack(value, value_rows.stride, tokens, width, padded, values,
-           [](auto x, int64_t, int64_t) { return x; });
-      with_or_without(w.streamed, fetch, [&](auto between) {
-        add_outer<A>(keys, values, kBlockSteps<A>, tokens, width, padded, sums, between);
-      });
-    }
-  });
-}
-
-// Past: the output goes past the caches.
-template <class S, int W, bool Past>
-void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals,
-            const Acc<S>* lifts) {
-  using A = Acc<S>;
-  const AttentionSource& source = *task.group->source;
-  A* queries = scratch;
-  A* products = scratch + w.block;
-  Normalisers<A> n;
-  const A* const first = totals + w.offset(task, 0, 0);
-  const A* const first_lift = lifts + w.index(task, 0);
-  const Rows<const S> query_rows(source.q, task);
-  const Rows<S> output_rows(source.output, task);
-  const int64_t width = W > 0 ? W : w.width, padded = W > 0 ? W : w.padded;
-  const int64_t matrix_size = (width + 1) * padded, step = w.step();
-  Ahead<S, W, 1, Past ? 0 : 1> next(w, task, step, source.q, source.output);
-  const auto fetch = [&] { next.fetch(); };
-  for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
-    const A* matrix = first + head * matrix_size;
-    const A* z = matrix + width * padded;
-    const int64_t whole = whole_tokens(tokens);
-    const S* query = query_rows.at_token(head, token);
-    const A lift = first_lift[head];
-    bool packed = false;
-    if constexpr (W > 0) {
-      packed = whole == tokens && lift == 1;
-      if (packed)
-        pack_with_products<A>(query, query_rows.stride, tokens, width, z, queries, n.value);
-    }
-    if (!packed) {
-      pack(query, query_rows.stride, tokens, width, padded, queries,
-           [=](auto x, int64_t, int64_t) { return positive_part(x) * lift; });
-      inner_products<A>(queries, z, kRowSteps<A>, whole, padded, n.value);
-    }
-    normalise<A>(static_cast<A>(w.p.eps) * lift, whole, n);
-    S* output = output_rows.at_token(head, token);
-    if (width == padded && whole == tokens && !n.scaled) {
-      with_or_without(w.streamed, fetch, [&](auto between) {
-        multiply_into<Past>(
-            queries, matrix, tokens, width, output, output_rows.stride,
-            [&](auto x, int64_t t) { return x * n.inverse[t]; }, between);
-      });
-      return;
-    }
-    with_or_without(w.streamed, fetch, [&](auto between) {
-      multiply<A>(queries, matrix, whole, width, padded, products, between);
-    });
-    unpack(products, tokens, width, output, output_rows.stride, false,
-           [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
-  });
-}
-
-template <class S, int W>
-void attend_to(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals,
-               const Acc<S>* lifts) {
-  if constexpr (kStoresPast<S, kLanes<Acc<S>>>)
-    if (stores_past<S>(w, task.group->source->output))
-      return attend<S, W, true>(w, task, scratch, totals, lifts);
-  attend<S, W, false>(w, task, scratch, totals, lifts);
 }
 
 template <class S>
@@ -245,119 +118,10 @@ Status forward_as(const Problem& p, void* state) {
 
 // ---- backward ----
 
-bool wants_keys(const AttentionSource& source) {
-  return source.grad_k.data != nullptr || source.grad_v.data != nullptr;
-}
-
 bool any_wants_keys(const Problem& p) {
   for (int64_t s = 0; s < p.num_sources; ++s)
     if (wants_keys(p.sources[s])) return true;
   return false;
-}
-
-// dq, and the partial sums of dM and dz. `turned` holds the transposes of M, and z.
-template <class S>
-void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch,
-                           const Acc<S>* turned, Acc<S>* partials) {
-  using A = Acc<S>;
-  constexpr int L = kLanes<A>;
-  const AttentionSource& source = *task.group->source;
-  const bool wants_q = source.grad_q.data != nullptr;
-  const bool wants_u = wants_q || source.grad_k.data != nullptr;
-  if (!wants_q && !wants_keys(source)) return;
-  if (wants_keys(source))
-    clear(partials + w.offset(task, 0, task.split), task.group->count * w.matrix);
-  A* queries = scratch;
-  A* grads = scratch + w.block;
-  A* products = scratch + 2 * w.block;
-  Normalisers<A> n;
-  A slope[kBlockTokens];  // dd
-  const bool past = stores_past<S>(w, source.grad_q);
-  const int64_t step = w.step();
-  Ahead<S, 0, 2, 1> next(w, task, step, source.q, source.output, source.grad_q);
-  for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
-    const A* matrix = turned + w.offset(task, head, 0);
-    const A* z = matrix + w.width * w.padded;
-    const int64_t whole = whole_tokens(tokens);
-    const auto fetch = [&] { next.fetch(); };
-    pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
-         queries, [](auto x, int64_t, int64_t) { return positive_part(x); });
-    inner_products<A>(queries, z, kRowSteps<A>, whole, w.padded, n.value);
-    normalise<A>(static_cast<A>(w.p.eps), whole, n);
-    pack(at<const S>(source.output, task, head, token), source.output.token_stride, tokens, w.width,
-         w.padded, grads, [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
-    if (wants_u) {
-      with_or_without(w.streamed, fetch, [&](auto between) {
-        multiply<A>(grads, matrix, whole, w.width, w.padded, products, between);
-      });
-      for (int64_t c = w.width; c < w.padded; ++c)
-        for (int64_t t = 0; t < tokens; ++t) products[position<A>(t, c)] = 0;
-      inner_products<A>(queries, products, kBlockSteps<A>, whole, w.padded, slope);
-      // Divided, not multiplied by the inverse: u carries the inverse's rounding error once, dd
-      // must not carry it twice, for in dq the two cancel.
-      for (int64_t t = 0; t < whole; t += L) {
-        const Vector<A, L> den = load<L>(n.value + t), zero = {};
-        store<L>(slope + t, den == zero ? zero : -load<L>(slope + t) / den);
-      }
-    }
-    if (wants_q)
-      unpack(products, tokens, w.width, at<S>(source.grad_q, task, head, token),
-             source.grad_q.token_stride, past, [&](auto u, int64_t t, int64_t c) {
-               constexpr int l = sizeof(u) / sizeof(A);
-               return where_positive(load<l>(queries + position<A>(t, c)),
-                                     u + load<l>(z + c) * slope[t]);
-             });
-    if (!wants_keys(source)) return;
-    A* sums = partials + w.offset(task, head, task.split);
-    with_or_without(w.streamed && !wants_u, fetch, [&](auto between) {
-      add_outer<A>(queries, grads, kBlockSteps<A>, tokens, w.width, w.padded, sums, between);
-    });
-    if (wants_u) add_token_sums<A>(queries, slope, whole, w.padded, sums + w.width * w.padded);
-  });
-}
-
-// dk and dv from dM, dz and the transposes of dM.
-template <class S>
-void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch,
-                        const Acc<S>* totals, const Acc<S>* turned) {
-  using A = Acc<S>;
-  const AttentionSource& source = *task.group->source;
-  if (!wants_keys(source)) return;
-  A* keys = scratch;
-  A* values = scratch + w.block;
-  A* products = scratch + 2 * w.block;
-  const bool past_k = stores_past<S>(w, source.grad_k);
-  const bool past_v = stores_past<S>(w, source.grad_v);
-  const int64_t step = w.step();
-  Ahead<S, 0, 2, 2> next(w, task, step, source.k, source.v, source.grad_k, source.grad_v);
-  for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
-    const int64_t whole = whole_tokens(tokens);
-    const auto fetch = [&] { next.fetch(); };
-    pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
-         keys, [](auto x, int64_t, int64_t) { return positive_part(x); });
-    if (source.grad_k.data != nullptr) {
-      const A* matrix = turned + w.offset(task, head, 0);
-      const A* slope = matrix + w.width * w.padded;
-      pack(at<const S>(source.v, task, head, token), source.v.token_stride, tokens, w.width,
-           w.padded, values, [](auto x, int64_t, int64_t) { return x; });
-      with_or_without(w.streamed, fetch, [&](auto between) {
-        multiply<A>(values, matrix, whole, w.width, w.padded, products, between);
-      });
-      unpack(products, tokens, w.width, at<S>(source.grad_k, task, head, token),
-             source.grad_k.token_stride, past_k, [&](auto x, int64_t t, int64_t c) {
-               constexpr int l = sizeof(x) / sizeof(A);
-               return where_positive(load<l>(keys + position<A>(t, c)), x + load<l>(slope + c));
-             });
-    }
-    if (source.grad_v.data != nullptr) {
-      const A* matrix = totals + w.offset(task, head, 0);
-      with_or_without(w.streamed && source.grad_k.data == nullptr, fetch, [&](auto between) {
-        multiply<A>(keys, matrix, whole, w.width, w.padded, products, between);
-      });
-      unpack(products, tokens, w.width, at<S>(source.grad_v, task, head, token),
-             source.grad_v.token_stride, past_v, [](auto x, int64_t, int64_t) { return x; });
-    }
-  });
 }
 
 template <class S>

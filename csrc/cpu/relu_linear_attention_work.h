@@ -132,6 +132,11 @@ struct Work {
   }
 };
 
+template <class A>
+void clear(A* x, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) x[i] = 0;
+}
+
 // Whether what is written to a view goes past the caches: then it has to fill whole lines.
 template <class S>
 bool stores_past(const Work<Acc<S>>& w, const evit::HeadsView& view) {
@@ -244,5 +249,15 @@ class Ahead {
   int64_t token_step_[Read + Written];
   int64_t begin_[Read + Written];  // bytes of a page that one token passes; 0 where heads are apart
 };
+
+// Calls f(between) with what is done between products, or with nothing: a condition there would be
+// one of every token. Measured, sums of heads of 32 take 0.9 of the time so.
+template <class B, class F>
+EVIT_INLINE void with_or_without(bool wanted, B&& between, F&& f) {
+  if (wanted)
+    f(between);
+  else
+    f([] {});
+}
 
 }  // namespace
