@@ -48,7 +48,9 @@ def _build(compiler: list[str], x86: bool, static: bool, folder: Path) -> Path:
     flags = [*build["FLAGS"], "-w", f"-I{CSRC / 'include'}", f"-I{HERE}"]
     flags += ["-DEVIT_X86_LEVELS"] if x86 else []
     jobs: list[tuple[Path, str, list[str]]] = [
-        (CSRC / name, Path(name).stem, []) for name in build["PLAIN"] if name != "bindings.cpp"
+        (CSRC / name, Path(name).stem, [])
+        for name in build["PLAIN"]
+        if not name.startswith("bindings")
     ]
     jobs.append((HERE / "selfcheck.cpp", "selfcheck", ["-O1"]))
     plain = ["-DEVIT_PLAIN_ONLY"] if x86 else []
