@@ -24,6 +24,9 @@ constexpr int64_t kSomeSplits = 8, kMaxSplits = 64;
 // one into the first-level cache while this one is worked on, in the order in which it lies in
 // memory. Within it, prefetches only cost: with 2 MiB a core, 392 tokens (0.6 MB) take 0.85 of the
 // time without. Not the size of the caches at hand: sums over other blocks are other bits.
+// Nor are blocks long there: packing one overlaps with the products of the one before as far as the
+// processor looks ahead. With 32 tokens instead of 64, one core takes 0.93 of the time for queries
+// of 392 tokens of heads of 16.
 constexpr int64_t kCachedBytes = 1 << 20;
 constexpr int64_t kStreamedTokens = 16, kCachedTokens = 32;
 // Inputs and outputs beyond this do not stay in the caches: gradients go past them then, and are
