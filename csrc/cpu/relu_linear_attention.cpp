@@ -1,5 +1,5 @@
-// ReLU linear attention on CPUs: sums over fixed splits of the tokens, or by heads where the tokens
-// are few, then one pass over all tokens.
+// ReLU linear attention on CPUs: sums over fixed splits of the tokens, then one pass over all
+// tokens; or, where the tokens are few, both for head after head.
 //
 // With r = relu, M = sum r(k) v^T, z = sum r(k), per token: den = r(q) . z + eps, o = r(q) M / den.
 // Backward, with g the gradient of o: dn = g / den, u = M dn, dd = -(r(q) . u) / den; then
@@ -17,6 +17,9 @@ namespace {
 
 using evit::Status;
 using Problem = evit::ReluLinearAttentionProblem;
+
+constexpr char kNoSums[] = "out of memory for the sums of attention";
+constexpr char kNoBlocks[] = "out of memory for blocks of attention";
 
 // Sums the splits of one matrix in their order: the same bits on any number of threads.
 template <class A>
@@ -48,43 +51,87 @@ void transpose_in_place(A* matrix, int64_t width) {
     for (int64_t j = 0; j < i; ++j) std::swap(matrix[i * width + j], matrix[j * width + i]);
 }
 
+// Sums of keys and values of all heads, and what becomes of them once they are complete. Where the
+// caller wants them, and they lie as computed, they are summed there.
 template <class S>
-Status forward_as(const Problem& p, void* state) {
+class Totals {
   using A = Acc<S>;
-  Work<A> w(p, sizeof(S), uncached_output_bytes());
-  // Keys and values that the second-level caches hold are summed by heads, if that is work for as
-  // many threads: nobody adds up then what another core wrote.
-  Work<A> heads(p, sizeof(S), kUncachedBytes, larger(1, kTaskFeatures / p.width));
-  const int64_t parts = larger(w.splits, p.tokens < kPairTokens ? 1 : 2);
-  const bool by_heads = !w.streamed && heads.num_groups >= parts * w.num_groups;
-  if (by_heads) {
-    heads.splits = 1;
-    w.splits = parts;
+
+ public:
+  Totals(const Work<A>& w, void* state)
+      : w_(w),
+        state_(static_cast<A*>(state)),
+        dense_(state != nullptr && w.width == w.padded),
+        buffer_(dense_ ? 0 : w.matrices() * w.matrix),
+        lifts_(w.matrices()),
+        data_(dense_ ? state_ : buffer_.data()) {}
+
+  bool ok() const { return buffer_.ok() && lifts_.ok(); }
+  A* data() const { return data_; }
+  const A* lifts() const { return lifts_.data(); }
+
+  // For a head among all of the batch.
+  template <int W>
+  void finish(int64_t index) {
+    A* total = data_ + index * w_.matrix;
+    if constexpr (W > 0) transpose_in_place(total, W);
+    lifts_[index] = lift_of(total, w_.width * w_.padded);
+    if (state_ == nullptr || dense_) return;
+    for (int64_t r = 0; r <= w_.width; ++r)
+      for (int64_t c = 0; c < w_.width; ++c)
+        state_[(index * (w_.width + 1) + r) * w_.width + c] = total[r * w_.padded + c];
   }
-  const Work<A>& keys = by_heads ? heads : w;
-  const int64_t all = w.matrices() * w.matrix;
-  // Where the caller wants the sums, and they lie as computed, they are summed there.
-  const bool dense = state != nullptr && w.width == w.padded;
-  const bool copied = state != nullptr && !dense;
-  const int64_t splits = keys.splits;  // whose sums are combined
-  Buffer<A> partials(splits > 1 ? splits * all : 0);
-  Buffer<A> total_buffer(dense ? 0 : all), lifts(w.matrices());
-  Shares sums(keys.tasks(), w.threads()), outputs(w.tasks(), w.threads());
-  if (!w.groups.ok() || !heads.groups.ok() || !partials.ok() || !total_buffer.ok() || !lifts.ok() ||
-      !sums.ok() || !outputs.ok())
-    return {"out of memory for the sums of attention"};
-  A* totals = dense ? static_cast<A*>(state) : total_buffer.data();
-  const auto finish = [&](int64_t i) {
-    A* total = totals + i * w.matrix;
-    if (splits > 1) combine<A>(keys, partials.data(), i, total);
-    with_width<S>(w.width, [&](auto width) {
-      if constexpr (width.value > 0) transpose_in_place(total, width.value);
-    });
-    lifts[i] = lift_of(total, w.width * w.padded);
-    for (int64_t r = 0; copied && r <= w.width; ++r)
-      for (int64_t c = 0; c < w.width; ++c)
-        static_cast<A*>(state)[(i * (w.width + 1) + r) * w.width + c] = total[r * w.padded + c];
-  };
+
+ private:
+  const Work<A>& w_;
+  A* state_;
+  bool dense_;
+  Buffer<A> buffer_;
+  Buffer<A> lifts_;
+  A* data_;
+};
+
+// Head by head, what the second-level caches hold: nobody waits for sums, or reads those that
+// another core wrote. Measured beside sums by heads and outputs by tokens, with two threads: 392
+// tokens take 0.84 of the time so, 196 tokens 0.76, 98 tokens 0.68.
+template <class S, int W>
+Status attend_by_heads(const Work<Acc<S>>& w, int threads, void* state) {
+  using A = Acc<S>;
+  Totals<S> totals(w, state);
+  if (!totals.ok()) return {kNoSums};
+  bool failed = false;
+
+#pragma omp parallel num_threads(threads) if (threads > 1)
+  {
+    Buffer<A> scratch(2 * w.block);
+    if (!scratch.ok()) {
+#pragma omp atomic write
+      failed = true;
+    }
+    // The same heads for a thread in every call; nobody helps, for what is helped with would have
+    // to be read into another cache first.
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < w.tasks(); ++i) {
+      if (!scratch.ok()) continue;
+      const Task task = w.task(i);
+      sum_keys<S, W>(w, task, scratch.data(), totals.data());
+      for (int64_t head = 0; head < task.group->count; ++head)
+        totals.template finish<W>(w.index(task, head));
+      attend_to<S, W>(w, task, scratch.data(), totals.data(), totals.lifts());
+    }
+    fence();
+  }
+  return failed ? Status{kNoBlocks} : Status{};
+}
+
+// Sums over splits of the tokens, added up in their order, then all tokens.
+template <class S, int W>
+Status attend_by_tokens(const Work<Acc<S>>& w, void* state) {
+  using A = Acc<S>;
+  Totals<S> totals(w, state);
+  Buffer<A> partials(w.splits > 1 ? w.splits * w.matrices() * w.matrix : 0);
+  Shares sums(w.tasks(), w.threads()), outputs(w.tasks(), w.threads());
+  if (!totals.ok() || !partials.ok() || !sums.ok() || !outputs.ok()) return {kNoSums};
   bool failed = false;
 
 #pragma omp parallel num_threads(w.threads()) if (w.threads() > 1)
@@ -94,26 +141,36 @@ Status forward_as(const Problem& p, void* state) {
 #pragma omp atomic write
       failed = true;
     }
-    for (int64_t index; scratch.ok() && (index = sums.take(false)) >= 0;) {
-      const Task task = keys.task(index);
-      with_width<S>(w.width, [&](auto width) {
-        sum_keys<S, width.value>(keys, task, scratch.data(), splits > 1 ? partials.data() : totals);
-      });
-      for (int64_t head = 0; splits == 1 && head < task.group->count; ++head)
-        finish(w.index(task, head));
-    }
+    A* const to = w.splits > 1 ? partials.data() : totals.data();
+    for (int64_t task; scratch.ok() && (task = sums.take(false)) >= 0;)
+      sum_keys<S, W>(w, w.task(task), scratch.data(), to);
 #pragma omp barrier
-    if (splits > 1) {
 #pragma omp for schedule(static)
-      for (int64_t i = 0; i < w.matrices(); ++i) finish(i);
+    for (int64_t i = 0; i < w.matrices(); ++i) {
+      if (w.splits > 1) combine<A>(w, partials.data(), i, totals.data() + i * w.matrix);
+      totals.template finish<W>(i);
     }
     for (int64_t task; scratch.ok() && (task = outputs.take(true)) >= 0;)
-      with_width<S>(w.width, [&](auto width) {
-        attend_to<S, width.value>(w, w.task(task), scratch.data(), totals, lifts.data());
-      });
+      attend_to<S, W>(w, w.task(task), scratch.data(), totals.data(), totals.lifts());
     fence();
   }
-  return failed ? Status{"out of memory for blocks of attention"} : Status{};
+  return failed ? Status{kNoBlocks} : Status{};
+}
+
+template <class S>
+Status forward_as(const Problem& p, void* state) {
+  using A = Acc<S>;
+  const Work<A> tokens(p, sizeof(S), uncached_output_bytes());
+  const Work<A> heads(p, sizeof(S), uncached_output_bytes(), Tasks::kOfHeads);
+  if (!tokens.groups.ok() || !heads.groups.ok()) return {kNoSums};
+  // Heads must be work for as many threads as splits of the tokens would be.
+  const int64_t least = larger(2, tokens.splits) * tokens.num_groups;
+  const bool by_heads = !tokens.streamed && heads.num_groups >= least;
+  const int threads = p.tokens < kPairTokens ? tokens.threads() : heads.threads();
+  return with_width<S>(p.width, [&](auto width) {
+    return by_heads ? attend_by_heads<S, width.value>(heads, threads, state)
+                    : attend_by_tokens<S, width.value>(tokens, state);
+  });
 }
 
 // ---- backward ----
@@ -136,7 +193,7 @@ Status backward_as(const Problem& p, const void* state) {
   Shares queries(w.tasks(), w.threads()), keys(w.tasks(), w.threads());
   if (!w.groups.ok() || !turned.ok() || !partials.ok() || !totals.ok() || !queries.ok() ||
       !keys.ok())
-    return {"out of memory for the sums of attention"};
+    return {kNoSums};
   bool failed = false;
 
 #pragma omp parallel num_threads(w.threads()) if (w.threads() > 1)
@@ -165,7 +222,7 @@ Status backward_as(const Problem& p, const void* state) {
     }
     fence();
   }
-  return failed ? Status{"out of memory for blocks of attention"} : Status{};
+  return failed ? Status{kNoBlocks} : Status{};
 }
 
 }  // namespace

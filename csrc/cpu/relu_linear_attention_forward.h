@@ -13,12 +13,12 @@ using evit::AttentionSource;
 // widths that networks have, or with 0. There, all steps and all counts are constants: what fetches
 // the next block ran as long as the products of this one before.
 template <class S, class F>
-EVIT_INLINE void with_width(int64_t width, F&& f) {
+EVIT_INLINE auto with_width(int64_t width, F&& f) {
   if constexpr (kSame<S, float>) {
     if (width == 16) return f(Width<16>{});
     if (width == 32) return f(Width<32>{});
   }
-  f(Width<0>{});
+  return f(Width<0>{});
 }
 
 // With a width, keys and values are multiplied where they lie, and their sums come out transposed.

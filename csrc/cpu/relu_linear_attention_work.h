@@ -10,11 +10,12 @@
 namespace {
 
 constexpr int64_t kTaskHeads = 8;  // heads of one task, neighbours in memory
-// Where a task has all tokens of its heads, as forward's sums of small inputs do: features of
-// those. Measured, 392 tokens take 0.91 of the time so with heads of 32, 0.95 with heads of 16.
+// Features of the heads of a task that has all of their tokens: two lines of float32, which
+// processors fetch as a pair.
 constexpr int64_t kTaskFeatures = 32;
-// Tokens whose queries are worth two threads: 196 tokens take 0.8 of the time of one thread.
-constexpr int64_t kPairTokens = 96;
+// Tokens of eight heads that are worth two threads: 24 take 0.97 of the time of one thread with
+// heads of 16, 0.74 with heads of 32; 16 take 1.1 and 0.87.
+constexpr int64_t kPairTokens = 24;
 // Tokens of one partial sum, at least: the first number for some splits, so that threads have
 // something to share, the second for more. With 512 instead of 128, 6,272 tokens take 0.93 of the
 // time: fewer sums to combine, fewer beginnings that nobody prefetched.
@@ -58,11 +59,15 @@ struct Task {
   int64_t end;
 };
 
+// What a task is: a split of the tokens of some heads, or all tokens of fewer heads.
+enum class Tasks { kOfTokens, kOfHeads };
+
 // Sizes and the division of the work. Splits and blocks are functions of the shape alone, never of
 // the threads or of the machine.
 template <class A>
 struct Work {
   const evit::ReluLinearAttentionProblem& p;
+  int64_t task_heads;  // of one task, at most
   int64_t width;
   int64_t padded;
   int64_t matrix;  // elements of M and, after its rows, z
@@ -75,8 +80,11 @@ struct Work {
   Buffer<Group> groups;
 
   Work(const evit::ReluLinearAttentionProblem& problem, int64_t element_bytes,
-       int64_t uncached_bytes = kUncachedBytes, int64_t task_heads = kTaskHeads)
-      : p(problem), num_groups(count_groups(problem, task_heads)), groups(num_groups) {
+       int64_t uncached_bytes = kUncachedBytes, Tasks kind = Tasks::kOfTokens)
+      : p(problem),
+        task_heads(kind == Tasks::kOfHeads ? larger(1, kTaskFeatures / p.width) : kTaskHeads),
+        num_groups(count_groups()),
+        groups(num_groups) {
     constexpr int L = kLanes<A>;
     width = p.width;
     padded = ceil_div(width, L) * L;
@@ -87,7 +95,7 @@ struct Work {
     const auto most = [&](int64_t least) { return p.tokens / larger(least, 4 * width); };
     splits = larger(smaller(kSomeSplits, most(kSplitTokens)),
                     smaller(kMaxSplits, most(kLongSplitTokens)));
-    splits = larger(1, splits / 2 * 2);
+    splits = kind == Tasks::kOfHeads ? 1 : larger(1, splits / 2 * 2);
     heads = 0;
     int64_t next = 0;
     for (int64_t s = 0; groups.ok() && s < p.num_sources; ++s) {
@@ -101,7 +109,7 @@ struct Work {
     past = 4 * bytes > uncached_bytes;
   }
 
-  static int64_t count_groups(const evit::ReluLinearAttentionProblem& p, int64_t task_heads) {
+  int64_t count_groups() const {
     int64_t count = 0;
     for (int64_t s = 0; s < p.num_sources; ++s) count += ceil_div(p.sources[s].heads, task_heads);
     return count;
