@@ -21,14 +21,14 @@ EVIT_INLINE auto with_width(int64_t width, F&& f) {
   return f(Width<0>{});
 }
 
-// With a width, keys and values are multiplied where they lie, and their sums come out transposed.
+// Into the matrices of a task's heads, `first` on. With a width, keys and values are multiplied
+// where they lie, and their sums come out transposed.
 template <class S, int W>
-void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* partials) {
+void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* first) {
   using A = Acc<S>;
   const AttentionSource& source = *task.group->source;
   A* keys = scratch;
   A* values = scratch + w.block;
-  A* const first = partials + w.offset(task, 0, task.split);
   clear(first, task.group->count * w.matrix);
   const Rows<const S> key_rows(source.k, task), value_rows(source.v, task);
   const int64_t width = W > 0 ? W : w.width, padded = W > 0 ? W : w.padded;
