@@ -10,8 +10,24 @@
 #include "evit/pointwise_conv3d.h"
 #include "evit/pointwise_depthwise_conv3d.h"
 #include "evit/relu_linear_attention.h"
+#include "prepared.h"
 
 namespace {
+
+using evit::bindings::Addresses;
+using evit::bindings::Prepared;
+
+// A prepared call of `count` tensors; compute(problem, tensors, output) with the GIL released.
+template <class Problem, class F>
+std::shared_ptr<Prepared> prepared(const py::bytes& bytes, py::object make_output, size_t count,
+                                   F compute) {
+  const auto compute_unlocked = [p = unpacked<Problem>(bytes), compute](
+                                    const Addresses& t, uintptr_t output, uintptr_t) {
+    py::gil_scoped_release unlocked;
+    check(compute(p, t, memory(output)));
+  };
+  return std::make_shared<Prepared>(count, std::move(make_output), compute_unlocked);
+}
 
 evit::DepthwiseConv3dProblem depthwise_problem(const py::args& t) {
   evit::DepthwiseConv3dProblem p;
@@ -42,6 +58,13 @@ void bind_depthwise_conv3d(py::module_& m) {
     check(evit::cpu::depthwise_conv3d_forward(p, memory(input), memory(weight), pointer(bias),
                                               memory(output)));
   });
+  m.def("depthwise_conv3d_prepared", [](const py::bytes& problem, py::object make_output) {
+    return prepared<Problem>(problem, std::move(make_output), 3,
+                             [](const Problem& p, const Addresses& t, void* output) {
+                               return evit::cpu::depthwise_conv3d_forward(
+                                   p, memory(t[0]), memory(t[1]), pointer(t[2]), output);
+                             });
+  });
   m.def("depthwise_conv3d_workspace", [](const py::bytes& problem) {
     return evit::cpu::depthwise_conv3d_workspace(unpacked<Problem>(problem));
   });
@@ -57,6 +80,17 @@ void bind_depthwise_conv3d(py::module_& m) {
   });
 }
 
+// The tensors in the order of the operator's arguments.
+evit::Status joined_convolutions(const evit::PointwiseDepthwiseConv3dProblem& p, const Addresses& t,
+                                 void* output) {
+  const auto parameter = [](uintptr_t address, int64_t channels) {
+    return channels > 0 ? memory(address) : nullptr;
+  };
+  return evit::cpu::pointwise_depthwise_conv3d_forward(
+      p, {memory(t[0]), parameter(t[1], p.in_channels), pointer(t[2]), memory(t[3]), pointer(t[4]),
+          parameter(t[5], p.out_channels), pointer(t[6]), pointer(t[7]), output});
+}
+
 void bind_pointwise_depthwise_conv3d(py::module_& m) {
   using Problem = evit::PointwiseDepthwiseConv3dProblem;
   m.def("pointwise_depthwise_conv3d_problem", [](const py::bytes& depthwise, int activation,
@@ -67,22 +101,9 @@ void bind_pointwise_depthwise_conv3d(py::module_& m) {
   m.def("pointwise_depthwise_conv3d_serves", [](const py::bytes& problem) {
     return evit::cpu::pointwise_depthwise_conv3d_serves(unpacked<Problem>(problem));
   });
-  m.def("pointwise_depthwise_conv3d_forward",
-        [](const py::bytes& problem, uintptr_t input, uintptr_t pointwise_weight,
-           uintptr_t pointwise_bias, uintptr_t weight, uintptr_t bias, uintptr_t project_weight,
-           uintptr_t project_bias, uintptr_t residual, uintptr_t output) {
-          const auto p = unpacked<Problem>(problem);
-          const auto parameter = [](uintptr_t address, int64_t channels) {
-            return channels > 0 ? memory(address) : nullptr;
-          };
-          const evit::PointwiseDepthwiseConv3dTensors tensors = {
-              memory(input),           parameter(pointwise_weight, p.in_channels),
-              pointer(pointwise_bias), memory(weight),
-              pointer(bias),           parameter(project_weight, p.out_channels),
-              pointer(project_bias),   pointer(residual),
-              memory(output)};
-          py::gil_scoped_release unlocked;
-          check(evit::cpu::pointwise_depthwise_conv3d_forward(p, tensors));
+  m.def("pointwise_depthwise_conv3d_prepared",
+        [](const py::bytes& problem, py::object make_output) {
+          return prepared<Problem>(problem, std::move(make_output), 8, &joined_convolutions);
         });
 }
 
@@ -154,8 +175,22 @@ py::bytes attention_problem(int dtype, int num_threads, const Triple& batch_toke
   return bytes;
 }
 
+// Each tensor holds the queries, keys and values of a source.
+std::shared_ptr<Prepared> prepared_attention(const py::bytes& problem, py::object make_output,
+                                             size_t count) {
+  const auto compute = [problem](const Addresses& tensors, uintptr_t output, uintptr_t state) {
+    Addresses addresses;
+    addresses.reserve(kAttentionInputs * tensors.size());
+    for (const uintptr_t x : tensors) addresses.insert(addresses.end(), {x, x, x, output});
+    const AttentionCall call(problem, addresses);
+    py::gil_scoped_release unlocked;
+    check(evit::cpu::relu_linear_attention_forward(call.problem(), pointer(state)));
+  };
+  return std::make_shared<Prepared>(count, std::move(make_output), compute);
+}
+
 void bind_relu_linear_attention(py::module_& m) {
-  using Addresses = std::vector<uintptr_t>;
+  m.def("relu_linear_attention_prepared", &prepared_attention);
   m.def("relu_linear_attention_problem", &attention_problem);
   m.def("relu_linear_attention_forward",
         [](const py::bytes& problem, const Addresses& addresses, uintptr_t state) {
@@ -193,6 +228,13 @@ void bind_pointwise_conv3d(py::module_& m) {
     py::gil_scoped_release unlocked;
     check(evit::cpu::pointwise_conv3d_forward(p, memory(input), memory(weight), pointer(bias),
                                               pointer(residual), memory(output)));
+  });
+  m.def("pointwise_conv3d_prepared", [](const py::bytes& problem, py::object make_output) {
+    return prepared<Problem>(
+        problem, std::move(make_output), 4, [](const Problem& p, const Addresses& t, void* output) {
+          return evit::cpu::pointwise_conv3d_forward(p, memory(t[0]), memory(t[1]), pointer(t[2]),
+                                                     pointer(t[3]), output);
+        });
   });
   m.def("pointwise_conv3d_workspace", [](const py::bytes& problem) {
     return evit::cpu::pointwise_conv3d_workspace(unpacked<Problem>(problem));

@@ -32,7 +32,7 @@ void* memory(uintptr_t address) {
   return pointer(address);
 }
 
-void check(evit::Status status) {
+[[maybe_unused]] void check(evit::Status status) {
   if (!status.ok()) throw std::runtime_error(std::string("evit core: ") + status.message);
 }
 

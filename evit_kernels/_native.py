@@ -118,17 +118,19 @@ def new(
     memory_format: torch.memory_format = torch.channels_last_3d,
 ) -> Callable[[], Tensor]:
     """Returns what makes uninitialised tensors of one size in CPU memory, as `empty` does."""
-    like = torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
-    make = partial(torch.empty_strided, like.shape, like.stride(), dtype=dtype, device=_CPU)
-    if like.nbytes < _LARGE:
+    like = torch.empty(size, dtype=dtype, device=_CPU, memory_format=memory_format)
+    large = like.nbytes >= _LARGE
+    like.untyped_storage().resize_(0)  # sizes and strides are all that is needed of it
+    make = partial(torch.empty_like, like)
+    if not large:
         return make
 
-    def large() -> Tensor:
+    def make_large() -> Tensor:
         tensor = make()
         core().advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
         return tensor
 
-    return large
+    return make_large
 
 
 def new_dense(size: int | Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:

@@ -59,13 +59,18 @@ def depthwise_conv3d(
     """
     input, weight, bias = _autocast.to_lower_precision(input, weight, bias)
     options = (stride, padding, dilation, temporal_padding, activation)
-    key, known = _CALLS.find((input, weight, bias), options, backend)
+    tensors = (input, weight, bias)
+    found = _CALLS.call(tensors, options, backend)
+    if isinstance(found, Tensor):
+        return found
+    key, known = found
     if known is None:
         window = _geometry.make(input, weight, bias, stride, padding, dilation, temporal_padding)
         function = _activations.canonical(activation, _geometry.NAME)
         chosen = backends.select(_geometry.NAME, backend, input)
-        direct = key and _calls.direct(op.BACKENDS, chosen, input, weight, bias, window, function)
-        known = _CALLS.keep(key, _calls.Known(chosen, (window, function), direct))
+        direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, window, function)
+        at_once = _calls.at_once(direct, *tensors)
+        known = _CALLS.keep(key, _calls.Known(chosen, (window, function), direct, at_once))
     window, function = known.arguments
     if known.backend == "reference":
         return reference.depthwise_conv3d(input, weight, bias, window, function)

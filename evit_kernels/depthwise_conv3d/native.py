@@ -48,15 +48,7 @@ def direct(
     if not _in_place(input, weight, bias):
         return None
     size, problem = _planned(input, False, geometry, activation)
-    new_output = new(size, input.dtype)
-    run = core().depthwise_conv3d_forward
-
-    def call(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        output = new_output()
-        address = 0 if bias is None else bias.data_ptr()
-        run(problem, input.data_ptr(), weight.data_ptr(), address, output.data_ptr())
-        return output
-
+    call: Callable[..., Tensor] = core().depthwise_conv3d_prepared(problem, new(size, input.dtype))
     return call
 
 

@@ -36,7 +36,7 @@ def depthwise_conv3d(
 ) -> Tensor:
     """Calls the operator, through autograd where a gradient is wanted.
 
-    `direct`, where there is one, instead of the registered one.
+    `direct`, where there is one, instead of the registered one below autograd.
     """
     tensors = (input, weight, bias)
     if _registration.needs_autograd(*tensors):
@@ -44,8 +44,6 @@ def depthwise_conv3d(
             *_registration.distinct(*tensors), geometry, activation, backend, direct
         )
         return result
-    if direct is not None:
-        return direct(*tensors)
     return _forward(*tensors, *geometry[1:], activation, backend)
 
 

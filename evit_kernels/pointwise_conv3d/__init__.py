@@ -49,13 +49,17 @@ def pointwise_conv3d(
     """
     input, weight, bias, residual = _autocast.to_lower_precision(input, weight, bias, residual)
     tensors = (input, weight, bias, residual)
-    key, known = _CALLS.find(tensors, (groups, activation), backend)
+    found = _CALLS.call(tensors, (groups, activation), backend)
+    if isinstance(found, Tensor):
+        return found
+    key, known = found
     if known is None:
         _check(input, weight, bias, residual, groups)
         function = _activations.canonical(activation, NAME)
         chosen = backends.select(NAME, backend, input)
         direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, function)
-        known = _CALLS.keep(key, _calls.Known(chosen, function, direct))
+        at_once = _calls.at_once(direct, *tensors)
+        known = _CALLS.keep(key, _calls.Known(chosen, function, direct, at_once))
     if known.backend == "reference":
         return reference.pointwise_conv3d(input, weight, bias, known.arguments, residual)
     return op.pointwise_conv3d(*tensors, known.arguments, known.backend, known.direct)

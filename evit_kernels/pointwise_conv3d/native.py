@@ -47,20 +47,7 @@ def direct(
         return None
     problem = _problem(input, step, weight, activation)
     new_output = new((input.shape[0], weight.shape[0], *input.shape[2:]), input.dtype)
-    run = core().pointwise_conv3d_forward
-
-    def call(input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> Tensor:
-        output = new_output()
-        run(
-            problem,
-            input.data_ptr(),
-            weight.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            0 if residual is None else residual.data_ptr(),
-            output.data_ptr(),
-        )
-        return output
-
+    call: Callable[..., Tensor] = core().pointwise_conv3d_prepared(problem, new_output)
     return call
 
 

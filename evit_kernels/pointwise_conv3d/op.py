@@ -36,7 +36,7 @@ def pointwise_conv3d(
 ) -> Tensor:
     """Calls the operator, through autograd where a gradient is wanted.
 
-    `direct`, where there is one, instead of the registered one.
+    `direct`, where there is one, instead of the registered one below autograd.
     """
     tensors = (input, weight, bias, residual)
     if _registration.needs_autograd(*tensors):
@@ -44,8 +44,6 @@ def pointwise_conv3d(
             *_registration.distinct(*tensors), activation, backend, direct
         )
         return result
-    if direct is not None:
-        return direct(*tensors)
     return _forward(*tensors, activation, backend)
 
 

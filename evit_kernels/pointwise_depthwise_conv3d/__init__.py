@@ -97,7 +97,10 @@ def pointwise_depthwise_conv3d(
         )
     )
     options = (stride, padding, dilation, temporal_padding, pointwise_activation, activation)
-    key, known = _CALLS.find(tensors, options, backend)
+    found = _CALLS.call(tensors, options, backend)
+    if isinstance(found, Tensor):
+        return found
+    key, known = found
     if known is None:
         middle = _check(tensors)
         window = _geometry.make(middle, tensors.weight, tensors.bias, *options[:4], NAME)
@@ -111,15 +114,13 @@ def pointwise_depthwise_conv3d(
         if key and chosen == "native" and not native.serves(*parts, window):
             chosen = _SINGLE_CALLS  # these may have a short way; the operator makes them too
         direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, window, functions)
-        known = _CALLS.keep(key, _calls.Known(chosen, (window, functions), direct))
+        at_once = _calls.at_once(direct, *tensors)
+        known = _CALLS.keep(key, _calls.Known(chosen, (window, functions), direct, at_once))
     window, functions = known.arguments
     if known.backend == "reference":
         return reference.pointwise_depthwise_conv3d(*tensors, window, functions)
     if known.backend == _SINGLE_CALLS or _registration.needs_autograd(*tensors):
         return _one_by_one(tensors, *options, backend)
-    if known.direct is not None:
-        result: Tensor = known.direct(*tensors)
-        return result
     return op.pointwise_depthwise_conv3d(tensors, window, functions, known.backend)
 
 

@@ -73,9 +73,8 @@ def forward(
     size, problem = _planned(x, pointwise_weight, weight, project_weight, geometry, activations)
     output = empty(size, x)
     if output.numel():
-        core().pointwise_depthwise_conv3d_forward(
-            problem, *map(_pointer, (x, *parameters, residual)), output.data_ptr()
-        )
+        call = core().pointwise_depthwise_conv3d_prepared(problem, lambda: output)
+        call(x, *parameters, residual)
     return _layout.in_format_of(output, input)
 
 
@@ -100,14 +99,8 @@ def direct(
     if residual is not None and not _layout.is_rows(residual):
         return None
     size, problem = _planned(input, pointwise_weight, weight, project_weight, geometry, activations)
-    new_output = new(size, input.dtype)
-    run = core().pointwise_depthwise_conv3d_forward
-
-    def call(*tensors: Tensor | None) -> Tensor:
-        output = new_output()
-        run(problem, *map(_pointer, tensors), output.data_ptr())
-        return output
-
+    prepared = core().pointwise_depthwise_conv3d_prepared
+    call: Callable[..., Tensor] = prepared(problem, new(size, input.dtype))
     return call
 
 
@@ -146,7 +139,3 @@ def _plan(
     size, second = depthwise.plan(dtype, middle, strides, False, geometry, activations[1], threads)
     problem = core().pointwise_depthwise_conv3d_problem(second, CODES[activations[0]], *around)
     return (size[0], around[1] or size[1], *size[2:]), problem
-
-
-def _pointer(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

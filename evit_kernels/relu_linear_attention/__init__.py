@@ -82,12 +82,16 @@ def relu_linear_attention_qkv(
         RuntimeError: mixed devices, a backend that cannot serve, a second derivative.
     """
     tensors = [qkv] if isinstance(qkv, Tensor) else list(qkv) if isinstance(qkv, Sequence) else []
-    key, known = _PACKED.find(tensors, (head_dim, eps), backend)
+    found = _PACKED.call(tensors, (head_dim, eps), backend)
+    if isinstance(found, Tensor):
+        return found
+    key, known = found
     if known is None:
         _check_packed(qkv, head_dim)
         chosen = backends.select(NAME, backend, tensors[0], head_dim)
         direct = key and _calls.direct(op.BACKENDS, chosen, tensors, head_dim, eps)
-        known = _PACKED.keep(key, _calls.Known(chosen, None, direct))
+        at_once = _calls.at_once(direct, *tensors)
+        known = _PACKED.keep(key, _calls.Known(chosen, None, direct, at_once))
     if known.backend == "reference":
         return reference.relu_linear_attention_qkv(tensors, head_dim, eps)
     return op.relu_linear_attention_qkv(tensors, head_dim, eps, known.backend, known.direct)

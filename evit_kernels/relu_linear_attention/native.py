@@ -90,18 +90,8 @@ def direct(qkv: Sequence[Tensor], head_dim: int, eps: float) -> Callable[..., Te
     new_output = new(_output_size(qkv, head_dim), first.dtype)
     rows = _packed_rows(qkv, new_output(), head_dim)
     problem = _problem(first, _packed_sizes(first, head_dim), eps, rows)
-    run = core().relu_linear_attention_forward
-
-    def call(*qkv: Tensor, state: Tensor | None = None) -> Tensor:
-        output = new_output()
-        written = output.data_ptr()
-        addresses: list[int] = []
-        for x in qkv:
-            read = x.data_ptr()
-            addresses += (read, read, read, written)
-        run(problem, addresses, 0 if state is None else state.data_ptr())
-        return output
-
+    prepared = core().relu_linear_attention_prepared
+    call: Callable[..., Tensor] = prepared(problem, new_output, len(qkv))
     return call
 
 

@@ -53,14 +53,12 @@ def relu_linear_attention_qkv(
 ) -> Tensor:
     """Calls the operator for packed projections, through autograd where wanted.
 
-    `direct`, where there is one, instead of the registered one.
+    `direct`, where there is one, instead of the registered one below autograd.
     """
     if _registration.needs_autograd(*qkv):
         apply: Any = _PackedAttention.apply
         result: Tensor = apply(head_dim, eps, backend, direct, *_registration.distinct(*qkv))
         return result
-    if direct is not None:
-        return direct(*qkv)
     output: Tensor = _forward_qkv(list(qkv), head_dim, eps, backend)[0]
     return output
 

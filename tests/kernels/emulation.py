@@ -23,8 +23,9 @@ import pybind11
 import pytest
 import shared
 import torch
+from memory import forget_every_call
 
-from evit_kernels import _calls, _native, backends
+from evit_kernels import _native, backends
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 CSRC = ROOT / "csrc"
@@ -82,5 +83,5 @@ def in_use() -> Iterator[None]:
         patch.setattr(_native, "on_cuda", lambda x: x.device == torch.device("cpu"))
         patch.setattr(_native, "stream", lambda x: (0, 0))
         # Known calls have chosen their kernels.
-        patch.setattr(_calls, "_key_of", lambda *_: None)
+        forget_every_call(patch)
         yield
