@@ -113,9 +113,7 @@ class Calls:
         """
         if is_dynamo_compiling():
             return None, None
-        table = self._table
-        if table is None:
-            table = self._table = _new_table()
+        table = self._made() if self._table is None else self._table
         return table.find(tensors, options, backend)
 
     def call(
@@ -127,9 +125,7 @@ class Calls:
         """
         if is_dynamo_compiling():
             return None, None
-        table = self._table
-        if table is None:
-            table = self._table = _new_table()
+        table = self._made() if self._table is None else self._table
         return table.call(tensors, options, backend)
 
     def keep(self, key: Any, known: Known) -> Known:
@@ -138,10 +134,16 @@ class Calls:
         Not while a CUDA graph is captured: a backend that could not be tried then may serve later.
         """
         if key is not None and not _capturing():
-            if self._table is None or len(self._table) >= self._MOST:
-                self._table = _new_table()
-            self._table.keep(key, known)
+            table = self._table
+            if table is None or len(table) >= self._MOST:
+                table = self._made()
+            table.keep(key, known)
         return known
+
+    def _made(self) -> Table:
+        """Makes an empty table, when one is needed: that loads the core."""
+        self._table = _new_table()
+        return self._table
 
     def direct_backward(
         self,

@@ -6,12 +6,11 @@
 // dq = u + dd z, dM = sum r(q) dn^T, dz = sum dd r(q), dk = dM v + dz, dv = r(k) dM.
 #include "evit/relu_linear_attention.h"
 
-#include <utility>
-
 #include "dispatch.h"
 #include "relu_linear_attention_backward.h"
 #include "relu_linear_attention_forward.h"
 #include "shares.h"
+#include "transpose.h"
 
 namespace {
 
@@ -49,10 +48,22 @@ void transpose(const Work<A>& w, const A* matrix, int64_t stride, A* transposed)
 
 // ---- forward ----
 
-template <class A>
-void transpose_in_place(A* matrix, int64_t width) {
-  for (int64_t i = 0; i < width; ++i)
-    for (int64_t j = 0; j < i; ++j) std::swap(matrix[i * width + j], matrix[j * width + i]);
+// Of whole vectors, block by block. Element by element it took 2 % of the time of 392 tokens.
+template <int W, class A>
+void transpose_in_place(A* matrix) {
+  constexpr int L = kLanes<A>;
+  A lower[L * L];
+  for (int i = 0; i < W; i += L) {
+    for (int j = 0; j < i; j += L) {
+      A* const left = matrix + i * W + j;
+      A* const right = matrix + j * W + i;
+      transpose_block<A, L>(left, W, lower, L);
+      transpose_block<A, L>(right, W, left, W);
+      for (int r = 0; r < L; ++r) store<L>(right + r * W, load<L>(lower + r * L));
+    }
+    A* const middle = matrix + i * W + i;
+    transpose_block<A, L>(middle, W, middle, W);
+  }
 }
 
 // Sums of keys and values of all heads, and what becomes of them once they are complete. Where the
@@ -78,7 +89,7 @@ class Totals {
   template <int W>
   void finish(int64_t index) {
     A* total = data_ + index * w_.matrix;
-    if constexpr (W > 0) transpose_in_place(total, W);
+    if constexpr (W > 0) transpose_in_place<W>(total);
     lifts_[index] = lift_of(total, w_.width * w_.padded);
     if (state_ == nullptr || dense_) return;
     for (int64_t r = 0; r <= w_.width; ++r)

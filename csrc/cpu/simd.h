@@ -299,16 +299,14 @@ struct LanesUpTo<0, I...> {
 // Calls f(Width<L>{}, offset) over [0, n) with the widest vectors that fit.
 template <class S, class F>
 EVIT_INLINE void for_each_slab(int64_t n, F&& f) {
-  constexpr int wide = kLanes<S>;
+  constexpr int wide = kLanes<S>, narrow = wide == 16 ? 8 : wide;
   int64_t c = 0;
   for (; c + wide <= n; c += wide) f(Width<wide>{}, c);
-  if constexpr (wide == 16) {
-    if (c + 8 <= n) {
-      f(Width<8>{}, c);
-      c += 8;
-    }
-  }
-  for (; c < n; ++c) f(Width<1>{}, c);
+  if constexpr (narrow < wide)
+    if (c + narrow <= n) f(Width<narrow>{}, c);
+  // What is left is counted from n: a compiler that knows n sees that it is nothing, and does not
+  // warn of what it would be.
+  for (c = n / narrow * narrow; c < n; ++c) f(Width<1>{}, c);
 }
 
 // Calls f(Storage<S>{}) with the storage type of a dtype code.

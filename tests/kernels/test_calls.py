@@ -22,6 +22,7 @@ from evit_kernels import (
     pointwise_depthwise_conv3d,
     relu_linear_attention_qkv,
 )
+from evit_kernels.relu_linear_attention import native as attention
 
 LAST = torch.channels_last_3d
 
@@ -235,6 +236,17 @@ def test_what_wants_a_gradient_is_asked_of_every_call(case: Case) -> None:
             assert not case().requires_grad
     first.requires_grad_(False)
     assert not case().requires_grad
+
+
+def test_a_prepared_call_refuses_other_tensors() -> None:
+    x = rows(1, 24, 2, 3, 3)
+    call = attention.direct([x], 8, 1e-15)
+    assert call is not None
+    assert torch.equal(call(x), relu_linear_attention_qkv(x, 8))
+    with pytest.raises(ValueError, match="other tensors"):
+        call(x, x)
+    with pytest.raises(RuntimeError, match="no memory"):
+        call(torch.empty(0))
 
 
 def gradients(case: Case) -> list[Tensor]:
