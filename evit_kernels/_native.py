@@ -118,19 +118,17 @@ def new(
     memory_format: torch.memory_format = torch.channels_last_3d,
 ) -> Callable[[], Tensor]:
     """Returns what makes uninitialised tensors of one size in CPU memory, as `empty` does."""
-    like = torch.empty(size, dtype=dtype, device=_CPU, memory_format=memory_format)
-    large = like.nbytes >= _LARGE
-    like.untyped_storage().resize_(0)  # sizes and strides are all that is needed of it
-    make = partial(torch.empty_like, like)
-    if not large:
+    like = torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
+    make = partial(torch.empty_strided, like.shape, like.stride(), dtype=dtype, device=_CPU)
+    if like.nbytes < _LARGE:
         return make
 
-    def make_large() -> Tensor:
+    def large() -> Tensor:
         tensor = make()
         core().advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
         return tensor
 
-    return make_large
+    return large
 
 
 def new_dense(size: int | Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:

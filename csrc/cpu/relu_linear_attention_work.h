@@ -269,7 +269,7 @@ class Ahead {
   int64_t head_step_[Read + Written];
   int64_t token_step_[Read + Written];
   // Bytes of a page that one token passes; 0 where heads are apart, or a task has few of a token's:
-  // 1,568 tokens by heads take 0.88 of the time so, with heads of 16.
+  // 1,568 tokens by heads took 0.88 of the time so, with heads of 16.
   int64_t begin_[Read + Written];
 };
 
