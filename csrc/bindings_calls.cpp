@@ -207,10 +207,9 @@ class KnownCalls {
   }
 
   void keep(const py::bytes& key, const py::object& known) {
-    const py::object at_once = known.attr("at_once");
-    known_[std::string(key)] = {
-        py::make_tuple(key, known), at_once,
-        py::isinstance<Prepared>(at_once) ? at_once.cast<std::shared_ptr<Prepared>>() : nullptr};
+    // None becomes a null pointer.
+    known_[std::string(key)] = {py::make_tuple(key, known),
+                                known.attr("at_once").cast<std::shared_ptr<Prepared>>()};
   }
 
   size_t size() const { return known_.size(); }
@@ -218,8 +217,7 @@ class KnownCalls {
  private:
   struct Entry {
     py::tuple found;
-    py::object at_once;
-    std::shared_ptr<Prepared> prepared;  // the same, where the core can call it itself
+    std::shared_ptr<Prepared> at_once;
   };
 
   py::object look_up(const py::sequence& tensors, const py::tuple& options,
@@ -231,8 +229,7 @@ class KnownCalls {
     const auto found = known_.find(key.bytes());
     if (found == known_.end()) return py::make_tuple(py::bytes(key.bytes()), py::none());
     const Entry entry = found->second;  // the table may change while a kernel runs
-    if (may_call && entry.prepared) return entry.prepared->run(addresses, 0);
-    if (may_call && !entry.at_once.is_none()) return entry.at_once(*tensors);
+    if (may_call && entry.at_once) return entry.at_once->run(addresses, 0);
     return entry.found;
   }
 

@@ -69,8 +69,7 @@ def depthwise_conv3d(
         function = _activations.canonical(activation, _geometry.NAME)
         chosen = backends.select(_geometry.NAME, backend, input)
         direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, window, function)
-        at_once = _calls.at_once(direct, *tensors)
-        known = _CALLS.keep(key, _calls.Known(chosen, (window, function), direct, at_once))
+        known = _CALLS.learn(key, tensors, chosen, (window, function), direct)
     window, function = known.arguments
     if known.backend == "reference":
         return reference.depthwise_conv3d(input, weight, bias, window, function)

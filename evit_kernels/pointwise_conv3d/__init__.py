@@ -58,8 +58,7 @@ def pointwise_conv3d(
         function = _activations.canonical(activation, NAME)
         chosen = backends.select(NAME, backend, input)
         direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, function)
-        at_once = _calls.at_once(direct, *tensors)
-        known = _CALLS.keep(key, _calls.Known(chosen, function, direct, at_once))
+        known = _CALLS.learn(key, tensors, chosen, function, direct)
     if known.backend == "reference":
         return reference.pointwise_conv3d(input, weight, bias, known.arguments, residual)
     return op.pointwise_conv3d(*tensors, known.arguments, known.backend, known.direct)

@@ -114,8 +114,7 @@ def pointwise_depthwise_conv3d(
         if key and chosen == "native" and not native.serves(*parts, window):
             chosen = _SINGLE_CALLS  # these may have a short way; the operator makes them too
         direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, window, functions)
-        at_once = _calls.at_once(direct, *tensors)
-        known = _CALLS.keep(key, _calls.Known(chosen, (window, functions), direct, at_once))
+        known = _CALLS.learn(key, tensors, chosen, (window, functions), direct)
     window, functions = known.arguments
     if known.backend == "reference":
         return reference.pointwise_depthwise_conv3d(*tensors, window, functions)

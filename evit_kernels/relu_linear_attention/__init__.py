@@ -90,8 +90,7 @@ def relu_linear_attention_qkv(
         _check_packed(qkv, head_dim)
         chosen = backends.select(NAME, backend, tensors[0], head_dim)
         direct = key and _calls.direct(op.BACKENDS, chosen, tensors, head_dim, eps)
-        at_once = _calls.at_once(direct, *tensors)
-        known = _PACKED.keep(key, _calls.Known(chosen, None, direct, at_once))
+        known = _PACKED.learn(key, tensors, chosen, None, direct)
     if known.backend == "reference":
         return reference.relu_linear_attention_qkv(tensors, head_dim, eps)
     return op.relu_linear_attention_qkv(tensors, head_dim, eps, known.backend, known.direct)

@@ -23,7 +23,7 @@ import pybind11
 import pytest
 import shared
 import torch
-from memory import forget_every_call
+from known_calls import forget_every_call
 
 from evit_kernels import _native, backends
 

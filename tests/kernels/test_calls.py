@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from memory import forget_every_call
+from known_calls import LAST, Case, cases, forget_every_call, rows
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from evit_kernels import (
-    _calls,
-    batch_norm_activation,
-    depthwise_conv3d,
-    pointwise_conv3d,
-    pointwise_depthwise_conv3d,
-    relu_linear_attention_qkv,
-)
+from evit_kernels import _calls, depthwise_conv3d, relu_linear_attention_qkv
 from evit_kernels.relu_linear_attention import native as attention
-
-LAST = torch.channels_last_3d
-
-
-def rows(*size: int) -> Tensor:
-    return torch.randn(*size).contiguous(memory_format=LAST)
 
 
 @pytest.fixture(autouse=True, params=["core", "python"])
@@ -43,80 +30,6 @@ def tables(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         _calls.forget()
         yield
     _calls.forget()
-
-
-class Case:
-    """An operator, called with its tensors alone, and the name under which torch knows it."""
-
-    def __init__(self, name: str, function: Callable[..., Tensor], *tensors: Tensor) -> None:
-        self.name = name
-        self.function = function
-        self.tensors = tensors
-
-    def __call__(self) -> Tensor:
-        return self.function(*self.tensors)
-
-
-def cases() -> list[Case]:
-    torch.manual_seed(1)
-    x = rows(2, 8, 3, 5, 4)
-    return [
-        Case(
-            "depthwise_conv3d",
-            lambda x, w, b: depthwise_conv3d(
-                x, w, b, (1, 2, 2), 1, activation="silu", backend="native"
-            ),
-            x,
-            torch.randn(8, 1, 3, 3, 3),
-            torch.randn(8),
-        ),
-        Case(
-            "pointwise_conv3d",
-            lambda x, w, b, r: pointwise_conv3d(x, w, b, residual=r, backend="native"),
-            x,
-            torch.randn(6, 8, 1, 1, 1),
-            torch.randn(6),
-            rows(2, 6, 3, 5, 4),
-        ),
-        Case(
-            "pointwise_depthwise_conv3d",
-            lambda x, v, a, w, b, p, r: pointwise_depthwise_conv3d(
-                x,
-                v,
-                a,
-                w,
-                b,
-                (1, 2, 2),
-                1,
-                activation="silu",
-                project_weight=p,
-                residual=r,
-                backend="native",
-            ),
-            x,
-            torch.randn(6, 8, 1, 1, 1),
-            torch.randn(6),
-            torch.randn(6, 1, 3, 3, 3),
-            torch.randn(6),
-            torch.randn(4, 6, 1, 1, 1),
-            rows(2, 4, 3, 3, 2),
-        ),
-        Case(
-            "batch_norm_activation",
-            lambda x, w, b: batch_norm_activation(
-                x, w, b, None, None, training=True, activation="hardswish", backend="native"
-            ),
-            x,
-            torch.rand(8) + 0.5,
-            torch.randn(8),
-        ),
-        Case(
-            "relu_linear_attention_qkv",
-            lambda *qkv: relu_linear_attention_qkv(qkv, 4, backend="native"),
-            rows(2, 24, 3, 5, 4),
-            rows(2, 12, 3, 5, 4),
-        ),
-    ]
 
 
 @pytest.fixture(params=range(len(cases())), ids=[case.name for case in cases()])
