@@ -138,7 +138,7 @@ Status attend_by_heads(const Work<Acc<S>>& w, int threads, void* state) {
       }
       for (int64_t head = 0; head < task.group->count; ++head)
         totals.template finish<W>(w.index(task, head));
-      attend_to<S, W>(w, task, scratch.data(), totals.data(), totals.lifts());
+      attend<S, W>(w, task, scratch.data(), totals.data(), totals.lifts());
     }
     fence();
   }
@@ -174,7 +174,7 @@ Status attend_by_tokens(const Work<Acc<S>>& w, void* state) {
       totals.template finish<W>(i);
     }
     for (int64_t task; scratch.ok() && (task = outputs.take(true)) >= 0;)
-      attend_to<S, W>(w, w.task(task), scratch.data(), totals.data(), totals.lifts());
+      attend<S, W>(w, w.task(task), scratch.data(), totals.data(), totals.lifts());
     fence();
   }
   return failed ? Status{kNoBlocks} : Status{};

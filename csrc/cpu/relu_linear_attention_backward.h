@@ -1,6 +1,7 @@
 // The two passes of linear attention backward over the tokens of a task.
 #pragma once
 
+#include "relu_linear_attention_ahead.h"
 #include "relu_linear_attention_normaliser.h"
 #include "relu_linear_attention_products.h"
 #include "relu_linear_attention_work.h"
@@ -34,10 +35,10 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
   const int64_t step = w.step();
   Ahead<S, 0, 2, 1> next(w, task, step, source.q, source.output, source.grad_q);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
+    next.begin(head, token);
     const A* matrix = turned + w.offset(task, head, 0);
     const A* z = matrix + w.width * w.padded;
     const int64_t whole = whole_tokens(tokens);
-    const auto fetch = [&] { next.fetch(); };
     pack(at<const S>(source.q, task, head, token), source.q.token_stride, tokens, w.width, w.padded,
          queries, [](auto x, int64_t, int64_t) { return positive_part(x); });
     inner_products<A>(queries, z, kRowSteps<A>, whole, w.padded, n.value);
@@ -45,7 +46,7 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
     pack(at<const S>(source.output, task, head, token), source.output.token_stride, tokens, w.width,
          w.padded, grads, [&](auto x, int64_t t, int64_t) { return n.divide(x, t); });
     if (wants_u) {
-      with_or_without(w.streamed, fetch, [&](auto between) {
+      next.during(w.streamed, [&](auto between) {
         multiply<A>(grads, matrix, whole, w.width, w.padded, products, between);
       });
       for (int64_t c = w.width; c < w.padded; ++c)
@@ -67,7 +68,7 @@ void differentiate_queries(const Work<Acc<S>>& w, const Task& task, Acc<S>* scra
              });
     if (!wants_keys(source)) return;
     A* sums = partials + w.offset(task, head, task.split);
-    with_or_without(w.streamed && !wants_u, fetch, [&](auto between) {
+    next.during(w.streamed && !wants_u, [&](auto between) {
       add_outer<A>(queries, grads, kBlockSteps<A>, tokens, w.width, w.padded, sums, between);
     });
     if (wants_u) add_token_sums<A>(queries, slope, whole, w.padded, sums + w.width * w.padded);
@@ -89,8 +90,8 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
   const int64_t step = w.step();
   Ahead<S, 0, 2, 2> next(w, task, step, source.k, source.v, source.grad_k, source.grad_v);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
+    next.begin(head, token);
     const int64_t whole = whole_tokens(tokens);
-    const auto fetch = [&] { next.fetch(); };
     pack(at<const S>(source.k, task, head, token), source.k.token_stride, tokens, w.width, w.padded,
          keys, [](auto x, int64_t, int64_t) { return positive_part(x); });
     if (source.grad_k.data != nullptr) {
@@ -98,7 +99,7 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
       const A* slope = matrix + w.width * w.padded;
       pack(at<const S>(source.v, task, head, token), source.v.token_stride, tokens, w.width,
            w.padded, values, [](auto x, int64_t, int64_t) { return x; });
-      with_or_without(w.streamed, fetch, [&](auto between) {
+      next.during(w.streamed, [&](auto between) {
         multiply<A>(values, matrix, whole, w.width, w.padded, products, between);
       });
       unpack(products, tokens, w.width, at<S>(source.grad_k, task, head, token),
@@ -109,7 +110,7 @@ void differentiate_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch
     }
     if (source.grad_v.data != nullptr) {
       const A* matrix = totals + w.offset(task, head, 0);
-      with_or_without(w.streamed && source.grad_k.data == nullptr, fetch, [&](auto between) {
+      next.during(w.streamed && source.grad_k.data == nullptr, [&](auto between) {
         multiply<A>(keys, matrix, whole, w.width, w.padded, products, between);
       });
       unpack(products, tokens, w.width, at<S>(source.grad_v, task, head, token),

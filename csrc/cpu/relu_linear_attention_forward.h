@@ -1,6 +1,7 @@
 // The two passes of linear attention forward over the tokens of a task.
 #pragma once
 
+#include "relu_linear_attention_ahead.h"
 #include "relu_linear_attention_normaliser.h"
 #include "relu_linear_attention_products.h"
 #include "relu_linear_attention_work.h"
@@ -23,8 +24,8 @@ EVIT_INLINE auto with_width(int64_t width, F&& f) {
 
 // Into the matrices of a task's heads, `first` on. With a width, keys and values are multiplied
 // where they lie, and their sums come out transposed.
-template <class S, int W>
-void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* first) {
+template <class S, int W, bool TwoSteps>
+void sum_keys_in(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* first) {
   using A = Acc<S>;
   const AttentionSource& source = *task.group->source;
   A* keys = scratch;
@@ -33,15 +34,15 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
   const Rows<const S> key_rows(source.k, task), value_rows(source.v, task);
   const int64_t width = W > 0 ? W : w.width, padded = W > 0 ? W : w.padded;
   const int64_t matrix = (width + 1) * padded, step = w.step();
-  Ahead<S, W, 2, 0> next(w, task, step, source.k, source.v);
-  const auto fetch = [&] { next.fetch(); };
+  Ahead<S, W, 2, 0, TwoSteps> next(w, task, step, source.k, source.v);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
+    next.begin(head, token);
     A* sums = first + head * matrix;
     A* z = sums + width * padded;
     const S* key = key_rows.at_token(head, token);
     const S* value = value_rows.at_token(head, token);
     if constexpr (W > 0) {
-      with_or_without(w.streamed, fetch, [&](auto between) {
+      next.during(w.streamed, [&](auto between) {
         add_outer_directly(key, key_rows.stride, value, value_rows.stride, tokens, width, sums, z,
                            between);
       });
@@ -51,17 +52,22 @@ void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* 
       add_token_sums<A>(keys, nullptr, whole_tokens(tokens), padded, z);
       pack(value, value_rows.stride, tokens, width, padded, values,
            [](auto x, int64_t, int64_t) { return x; });
-      with_or_without(w.streamed, fetch, [&](auto between) {
+      next.during(w.streamed, [&](auto between) {
         add_outer<A>(keys, values, kBlockSteps<A>, tokens, width, padded, sums, between);
       });
     }
   });
 }
 
+template <class S, int W>
+void sum_keys(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, Acc<S>* first) {
+  with_steps<W>([&](auto two) { sum_keys_in<S, W, two.value>(w, task, scratch, first); });
+}
+
 // Past: the output goes past the caches.
-template <class S, int W, bool Past>
-void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals,
-            const Acc<S>* lifts) {
+template <class S, int W, bool Past, bool TwoSteps>
+void attend_in(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals,
+               const Acc<S>* lifts) {
   using A = Acc<S>;
   const AttentionSource& source = *task.group->source;
   A* queries = scratch;
@@ -73,9 +79,9 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
   const Rows<S> output_rows(source.output, task);
   const int64_t width = W > 0 ? W : w.width, padded = W > 0 ? W : w.padded;
   const int64_t matrix_size = (width + 1) * padded, step = w.step();
-  Ahead<S, W, 1, Past ? 0 : 1> next(w, task, step, source.q, source.output);
-  const auto fetch = [&] { next.fetch(); };
+  Ahead<S, W, 1, Past ? 0 : 1, TwoSteps> next(w, task, step, source.q, source.output);
   for_each_block(task, step, [&](int64_t head, int64_t token, int64_t tokens) {
+    next.begin(head, token);
     const A* matrix = first + head * matrix_size;
     const A* z = matrix + width * padded;
     const int64_t whole = whole_tokens(tokens);
@@ -95,14 +101,14 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
     normalise<A>(static_cast<A>(w.p.eps) * lift, whole, n);
     S* output = output_rows.at_token(head, token);
     if (width == padded && whole == tokens && !n.scaled) {
-      with_or_without(w.streamed, fetch, [&](auto between) {
+      next.during(w.streamed, [&](auto between) {
         multiply_into<Past>(
             queries, matrix, tokens, width, output, output_rows.stride,
             [&](auto x, int64_t t) { return x * n.inverse[t]; }, between);
       });
       return;
     }
-    with_or_without(w.streamed, fetch, [&](auto between) {
+    next.during(w.streamed, [&](auto between) {
       multiply<A>(queries, matrix, whole, width, padded, products, between);
     });
     unpack(products, tokens, width, output, output_rows.stride, false,
@@ -111,12 +117,14 @@ void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<
 }
 
 template <class S, int W>
-void attend_to(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals,
-               const Acc<S>* lifts) {
-  if constexpr (kStoresPast<S, kLanes<Acc<S>>>)
-    if (stores_past<S>(w, task.group->source->output))
-      return attend<S, W, true>(w, task, scratch, totals, lifts);
-  attend<S, W, false>(w, task, scratch, totals, lifts);
+void attend(const Work<Acc<S>>& w, const Task& task, Acc<S>* scratch, const Acc<S>* totals,
+            const Acc<S>* lifts) {
+  with_steps<W>([&](auto two) {
+    if constexpr (kStoresPast<S, kLanes<Acc<S>>>)
+      if (stores_past<S>(w, task.group->source->output))
+        return attend_in<S, W, true, two.value>(w, task, scratch, totals, lifts);
+    attend_in<S, W, false, two.value>(w, task, scratch, totals, lifts);
+  });
 }
 
 }  // namespace

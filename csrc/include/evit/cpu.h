@@ -26,4 +26,8 @@ int64_t second_level_cache_bytes();
 // The size of the third-level cache; 0 where there is none or the system does not tell.
 int64_t third_level_cache_bytes();
 
+// Whether prefetches into the second-level cache are worth a step of their own: whether the
+// processor keeps more of them waiting for memory than of those into the first-level cache.
+bool prefetches_in_two_steps();
+
 }  // namespace evit::cpu
