@@ -92,6 +92,7 @@ class WeightGradient {
     job.inputs = rows + rows_;
     job.kernel_rows = p_.kernel[1];
     job.width = p_.out[2];
+    job.part_rows = larger(1, kProducts / larger(1, job.width));
     job.source_width = p_.in[2];
     job.kernel = p_.kernel[2];
     job.stride = p_.stride[2];

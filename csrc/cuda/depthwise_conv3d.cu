@@ -107,6 +107,9 @@ struct DataGradient {
   }
 };
 
+// One long chain of additions loses digits: so many products at most are summed, then added up.
+constexpr int64_t kProducts = 512;
+
 // The sum of one split for a tap of a channel; beyond the last tap, for the bias. Channels are next
 // to each other in `partials` (split, tap, channel).
 template <class S>
@@ -132,13 +135,16 @@ struct SumWeightGradient {
       if (t < 0 || h < 0) continue;
       const S* g = grad + n * out.n + c * out.c + ot * out.at[0] + oh * out.at[1];
       const S* x = input + n * in.n + c * in.c + t * in.at[0] + h * in.at[1];
-      Sum<S> part = 0;
-      for (int64_t ow = 0; ow < p.out[2]; ++ow) {
-        const Sum<S> slope = read(g + ow * out.at[2]);
-        const int64_t w = is_bias ? 0 : input_of(p, 2, ow, kw);
-        if (w >= 0) part += is_bias ? slope : slope * read(x + w * in.at[2]);
+      for (int64_t first = 0; first < p.out[2]; first += kProducts) {
+        const int64_t end = first + kProducts < p.out[2] ? first + kProducts : p.out[2];
+        Sum<S> part = 0;
+        for (int64_t ow = first; ow < end; ++ow) {
+          const Sum<S> slope = read(g + ow * out.at[2]);
+          const int64_t w = is_bias ? 0 : input_of(p, 2, ow, kw);
+          if (w >= 0) part += is_bias ? slope : slope * read(x + w * in.at[2]);
+        }
+        sum += part;
       }
-      sum += part;
     }
     partials[i] = sum;
   }
