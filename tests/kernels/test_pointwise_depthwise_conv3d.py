@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from depthwise_cases import ACTIVATIONS, DTYPES, LAYOUTS, Case, cases, lay_out
 from hypothesis import example, given
 from hypothesis import strategies as st
+from joining import WHY_NOT, joins
 from torch import Tensor
 
 from evit_kernels import pointwise_conv3d, pointwise_depthwise_conv3d
@@ -176,8 +176,7 @@ def test_kernels_join_what_fits_in_cache(call: Joined) -> None:
         "replicate",
         "test",
     )
-    marches = native.core().instruction_set() == "x86-64-v4" or platform.machine() == "aarch64"
-    assert native.serves(x, first, weight, last, geometry) == marches
+    assert native.serves(x, first, weight, last, geometry) == joins()
     assert not native.serves(x, None, weight, None, geometry)
 
 
@@ -254,6 +253,7 @@ def test_gradients_are_those_of_single_calls(backend: str) -> None:
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.skipif(not joins(), reason=WHY_NOT)
 @pytest.mark.parametrize("last", [False, True])
 def test_nothing_of_the_size_between_is_kept_without_gradients(last: bool) -> None:
     """The point of it all: the largest tensors are never there."""
