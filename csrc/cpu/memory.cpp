@@ -1,5 +1,5 @@
 // What the system knows of memory: large pages, asked for where a new tensor is about to be written
-// for the first time, and the size of a cache.
+// for the first time; how large caches are, and how they are filled.
 #include <sys/mman.h>
 #include <unistd.h>
 
