@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -49,7 +50,10 @@ CUDA_FLAGS = [
     "--threads=2",  # architectures of one source beside each other
 ]
 # Processors of these levels know prefetches of what will be written, or take them for no operation.
-X86_LEVELS = {level: [f"-march=x86-64-{level}", "-mprfchw"] for level in ("v3", "v4")}
+X86_LEVELS = {
+    "v3": ["-march=x86-64-v3", "-mprfchw"],
+    "v4": ["-march=x86-64-v4", "-mprfchw"],
+}
 
 FLAGS = [
     "-std=c++17",
@@ -67,6 +71,7 @@ FLAGS = [
     "-Wno-unknown-pragmas",
     "-Wno-psabi",
 ]
+INCLUDE = f"-I{CSRC / 'include'}"
 # For what is not there for speed: whoever installs waits for the compiler.
 LIGHT = ["-O1"]
 
@@ -104,7 +109,6 @@ class BuildWithNinja(build_ext):
         version = subprocess.run(
             [*shlex.split(compiler), "--version"], check=True, capture_output=True, text=True
         ).stdout.splitlines()[0]
-        includes = [CSRC / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
         x86 = platform.machine().lower() in ("x86_64", "amd64")
         defines = [
             f'-DEVIT_VERSION="{self.distribution.get_version()}"',
@@ -112,7 +116,7 @@ class BuildWithNinja(build_ext):
             *(["-DEVIT_X86_LEVELS"] if x86 else []),
         ]
         extra = shlex.split(os.environ.get("CXXFLAGS", ""))
-        flags = [*FLAGS, *defines, *(f"-I{path}" for path in includes), *extra]
+        flags = [*FLAGS, *defines, INCLUDE, *extra]
         link = shlex.split(os.environ.get("LDFLAGS", ""))
         lines = [
             f"cxx = {compiler}",
@@ -131,12 +135,23 @@ class BuildWithNinja(build_ext):
         chosen = any(option.startswith("-O") for option in extra)
         for name, source, options in _objects(x86):
             objects.append(name)
+            if source.startswith("bindings"):
+                options = [*options, *_python_includes()]
             if not chosen and (source.startswith("bindings") or "-DEVIT_PLAIN_ONLY" in options):
                 options = [*options, *LIGHT]
             lines.append(f"build {name}: compile {_ninja_path(CSRC / source)}")
             lines.append(f"  extra = {_ninja_words(options)}")
         lines.append(f"build {_ninja_path(target)}: link {' '.join(objects)}")
         return "\n".join(lines) + "\n"
+
+
+def _python_includes() -> list[str]:
+    """Where the bindings find pybind11 and Python; kernels are not told.
+
+    In pip's isolation these folders have other names in every build, and what is compiled with
+    other flags is compiled anew.
+    """
+    return [f"-I{pybind11.get_include()}", f"-I{sysconfig.get_paths()['include']}"]
 
 
 def _objects(x86: bool) -> list[tuple[str, str, list[str]]]:
@@ -198,8 +213,8 @@ def _cuda_ninja_file(target: Path) -> str:
     release = next(line for line in version.splitlines() if "release" in line).split(", ")[-1]
     names = _cuda_architectures()
     compiler = os.environ.get("CXX", "c++")
-    includes = [CSRC / "include", pybind11.get_include(), sysconfig.get_paths()["include"]]
-    paths = [f"-I{path}" for path in includes]
+    # For ninja, so that another compiler in the same place compiles anew.
+    made_by = f"-DEVIT_CUDA_RELEASE={re.sub(r'[^0-9A-Za-z]', '_', release)}"
     defines = [
         "-DEVIT_CUDA_MODULE=_cuda",
         f'-DEVIT_CUDA_ARCHITECTURES="{",".join(names)}"',
@@ -219,8 +234,8 @@ def _cuda_ninja_file(target: Path) -> str:
     lines = [
         f"cxx = {compiler}",
         f"nvcc = {_ninja_words([nvcc, *host])}",
-        f"flags = {_ninja_words([*FLAGS, *defines, *paths])}",
-        f"cudaflags = {_ninja_words([*CUDA_FLAGS, *targets, *paths])}",
+        f"flags = {_ninja_words([*FLAGS, *defines, INCLUDE, *_python_includes()])}",
+        f"cudaflags = {_ninja_words([*CUDA_FLAGS, *targets, made_by, INCLUDE])}",
         "rule compile",
         "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
         "  depfile = $out.d",

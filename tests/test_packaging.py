@@ -88,6 +88,14 @@ def test_core_knows_neither_torch_nor_python(path: Path) -> None:
     assert not wrong, f"{path.name} includes {wrong}"
 
 
+def test_self_check_can_read_what_setup_builds() -> None:
+    """tests/native/selfcheck.py takes the literals of setup.py, on x86-64 more than elsewhere."""
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    values = {ast.unparse(n.targets[0]): n.value for n in tree.body if isinstance(n, ast.Assign)}
+    for name in ("FLAGS", "OPERATORS", "PLAIN", "X86_LEVELS"):
+        assert ast.literal_eval(values[name])
+
+
 def test_kernels_never_import_models() -> None:
     for path in _inside("evit_kernels"):
         wrong = [name for name in _imports(path) if name.split(".")[0] == "evit_models"]
