@@ -26,7 +26,7 @@ class Ahead {
   // By `step` tokens; views beyond those read and written are left alone.
   template <class... Views>
   Ahead(const Work<Acc<S>>& w, const Task& task, int64_t step, const Views&... views)
-      : in_two_steps_(Features > 0 ? TwoSteps : evit::cpu::prefetches_in_two_steps()),
+      : in_two_steps_(evit::cpu::prefetches_in_two_steps()),
         heads_(task.group->count),
         left_(heads_),
         bytes_(w.width * size),
@@ -74,9 +74,9 @@ class Ahead {
     next_[count_] = first + step_ * view.token_stride * size;
     head_stride_[count_] = view.head_stride * size;
     token_step_[count_] = (view.token_stride - heads_ * view.head_stride) * size;
-    const bool near =
+    const bool together =
         token_step_[count_] >= 0 && 2 * token_step_[count_] <= view.token_stride * size;
-    begin_[count_] = near ? smaller(view.token_stride * size, kPage) : 0;
+    begin_[count_] = together ? smaller(view.token_stride * size, kPage) : 0;
     ++count_;
   }
 
