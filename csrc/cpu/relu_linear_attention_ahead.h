@@ -26,7 +26,8 @@ class Ahead {
   // By `step` tokens; views beyond those read and written are left alone.
   template <class... Views>
   Ahead(const Work<Acc<S>>& w, const Task& task, int64_t step, const Views&... views)
-      : in_two_steps_(evit::cpu::prefetches_in_two_steps()),
+      // Nobody is called where the answer is known: 1,568 tokens took 1.05 of the time with it.
+      : in_two_steps_(Features > 0 ? TwoSteps : evit::cpu::prefetches_in_two_steps()),
         heads_(task.group->count),
         left_(heads_),
         bytes_(w.width * size),
