@@ -22,15 +22,10 @@ struct Expand {
   A* columns;
   int64_t slab_stride;
 
-  void run(int64_t count) const {
-    int64_t m = 0;
-    const auto blocks = [&](auto columns_of_block) {
-      constexpr int M = columns_of_block.value;
-      for (; m + M <= count; m += M) block<M>(m);
-    };
-    blocks(Width<kTokens>{});
-    blocks(Width<kTokens / 2>{});
-    blocks(Width<1>{});
+  // Not inlined: its addresses need all general registers.
+  __attribute__((noinline)) void run(int64_t count) const {
+    for_each_tile(count,
+                  [&](auto block_columns, int64_t first) { block<block_columns.value>(first); });
   }
 
  private:

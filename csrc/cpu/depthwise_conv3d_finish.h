@@ -1,10 +1,30 @@
-// The end of a depthwise convolution's sums: bias, activation (or its derivative), store.
+// What blocks of destination columns of a depthwise convolution have in common: how a row is added,
+// and the end of their sums: bias, activation (or its derivative), store.
 #pragma once
 
 #include "activation.h"
 #include "simd.h"
 
 namespace {
+
+// sums[i] += source columns i * KS + (0 .. KW - 1) of a row times a row of KW weights.
+template <class S, int KW, int KS, int B>
+EVIT_INLINE void add_row(const Acc<S>* row, const Acc<S>* weight,
+                         Vector<Acc<S>, kLanes<S>> (&sums)[B]) {
+  constexpr int L = kLanes<S>;
+  using V = Vector<Acc<S>, L>;
+  V taps[KW];
+  EVIT_UNROLL
+  for (int k = 0; k < KW; ++k) taps[k] = load<L>(weight + k * L);
+  EVIT_UNROLL
+  for (int j = 0; j < (B - 1) * KS + KW; ++j) {
+    V x = load<L>(row + j * L);
+    keep(x);
+    EVIT_UNROLL
+    for (int k = 0; k < KW; ++k)
+      if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B) sums[(j - k) / KS] += x * taps[k];
+  }
+}
 
 // Where the sums of one slab of channels go.
 template <class S>

@@ -3,79 +3,11 @@
 // loaded once, however many frames the kernel has.
 #pragma once
 
+#include "depthwise_conv3d_ahead.h"
 #include "depthwise_conv3d_finish.h"
-#include "depthwise_conv3d_pack.h"
 #include "depthwise_conv3d_steps.h"
 
 namespace {
-
-// Walks the source rows that will be unpacked next in the order of memory, and fetches them a few
-// columns at a time, between the products of what is there already.
-template <class S>
-class Ahead {
- public:
-  Ahead() = default;
-
-  // `rows` rows of `frames` frames from `source`, `width` columns of `channels`, in `turns` calls.
-  Ahead(const S* source, const int64_t* strides, int64_t rows, int64_t frames, int64_t width,
-        int64_t channels, int64_t turns)
-      : at_(source),
-        row_(source),
-        frame_stride_(strides[1]),
-        row_stride_(strides[2]),
-        column_stride_(strides[3]),
-        lines_(ceil_div(channels * static_cast<int64_t>(sizeof(S)), kLine)),
-        frames_(frames),
-        width_(width),
-        rows_(rows),
-        left_(width),
-        per_turn_(ceil_div(rows * frames * width, turns)) {}
-
-  EVIT_INLINE void fetch() {
-    for (int64_t wanted = per_turn_; wanted > 0 && rows_ > 0;) {
-      const int64_t count = smaller(wanted, left_);
-      if (lines_ == kGroup)
-        columns<kGroup>(count);
-      else if (lines_ == 1)
-        columns<1>(count);
-      else
-        columns<0>(count);
-      wanted -= count;
-      left_ -= count;
-      if (left_ == 0) next_run();
-    }
-  }
-
- private:
-  // `Lines` lines of each column, or lines_ if that is 0.
-  template <int Lines>
-  EVIT_INLINE void columns(int64_t count) {
-    const S* at = at_;
-    for (int64_t i = 0; i < count; ++i, at += column_stride_) {
-      const char* p = reinterpret_cast<const char*>(at);
-      EVIT_UNROLL
-      for (int64_t k = 0; k < (Lines > 0 ? Lines : lines_); ++k) __builtin_prefetch(p + k * kLine);
-    }
-    at_ = at;
-  }
-
-  void next_run() {
-    left_ = width_;
-    if (++frame_ == frames_) {
-      frame_ = 0;
-      row_ += row_stride_;
-      --rows_;
-    }
-    at_ = row_ + frame_ * frame_stride_;
-  }
-
-  const S* at_ = nullptr;
-  const S* row_ = nullptr;  // of the first frame
-  int64_t frame_stride_ = 0, row_stride_ = 0, column_stride_ = 0;
-  int64_t lines_ = 0, frames_ = 0, width_ = 0;
-  int64_t rows_ = 0, frame_ = 0, left_ = 0;  // where it is
-  int64_t per_turn_ = 0;
-};
 
 // A source row and the row of taps that multiplies it, in elements from the first of each.
 struct RowTap {
@@ -100,6 +32,15 @@ struct MarchJob {
   Ahead<S>* ahead;
 };
 
+// Lines to be written must come from memory first, too: those of the next block, B columns of a
+// frame.
+template <class S, int B>
+EVIT_INLINE void prefetch_target(const MarchJob<S>& job, int64_t frame) {
+  const S* out = job.target.destination + job.upcoming + frame;
+  EVIT_UNROLL
+  for (int i = 0; i < B; ++i) __builtin_prefetch(out + i * job.target.column_stride, 1);
+}
+
 // Destination columns 0 .. B - 1 from source columns times KS + (0 .. KW - 1). The first `Left` and
 // the last `Right` of these are known to be padding.
 template <class S, int KT, int KW, int KS, int B, int Left, int Right>
@@ -114,12 +55,7 @@ void march(const MarchJob<S>& job) {
   }
   for (const Step* step = job.steps; step != job.steps + job.step_count; ++step) {
     const int64_t frame = step->destination * job.target.frame_stride;
-    if (step->destination >= 0) {
-      // Lines to be written must come from memory first, too.
-      const S* out = job.target.destination + job.upcoming + frame;
-      EVIT_UNROLL
-      for (int i = 0; i < B; ++i) __builtin_prefetch(out + i * job.target.column_stride, 1);
-    }
+    if (step->destination >= 0) prefetch_target<S, B>(job, frame);
     if (step->source >= 0) {
       job.ahead->fetch();
       const Acc<S>* source = job.source + step->source * job.source_frame_stride;
@@ -166,87 +102,31 @@ void march(const MarchJob<S>& job) {
   }
 }
 
-template <class S>
-using MarchFunction = void (*)(const MarchJob<S>&);
-
-// A block of columns and the function for it.
-template <class S>
-struct Block {
-  MarchFunction<S> function;
-  int64_t columns;
-};
-
-#if !defined(EVIT_PLAIN_ONLY) && (defined(__AVX512F__) || defined(__aarch64__))
-template <class S>
-constexpr bool kMarches = sizeof(S) <= 4;
-#else
-// 16 registers do not hold the sums of three frames.
-template <class S>
-constexpr bool kMarches = false;
-#endif
-
-// How a row is cut into blocks: blocks of four columns, then blocks of as many as leave registers
-// for all frames in flight. Where these cannot make up the width, the rest are single columns.
-template <class S>
-class Blocks {
- public:
-  Blocks(const int64_t* kernel, int64_t stride, int64_t padding, int64_t source_width,
-         int64_t width)
-      : width_(width) {
-    const bool three = kernel[0] == 3 && kernel[2] == 3;
-    const bool five = kernel[0] == 5 && kernel[2] == 5;
-    // As much padding on both sides as keeps the width.
-    const bool same = padding == kernel[2] / 2 && source_width == width;
-    if (three && stride == 1) {
-      divide<3, 1, 7>();
-      if (same && width == 7) last_ = of<3, 1, 7, 1, 1>();
+// The same frame by frame, for processors whose registers do not hold the sums of all frames in
+// flight: the sources stay in the first-level cache until the last of their destinations.
+template <class S, int KT, int KW, int KS, int B>
+void gather(const MarchJob<S>& job) {
+  constexpr int L = kLanes<S>;
+  for (int64_t s = 0; s < job.step_count; ++s) {
+    const Step* const last = job.steps + s;
+    if (last->source >= 0) job.ahead->fetch();
+    if (last->destination < 0) continue;
+    const int64_t frame = last->destination * job.target.frame_stride;
+    prefetch_target<S, B>(job, frame);
+    Vector<Acc<S>, L> sums[B];
+    EVIT_UNROLL
+    for (int i = 0; i < B; ++i) sums[i] = Vector<Acc<S>, L>{};
+    // A destination was the j-th of those in flight j steps before its last.
+    for (int64_t j = smaller(s, KT - 1); j >= 0; --j) {
+      const Step& step = last[-j];
+      if (step.source < 0 || step.planes[j] < 0) continue;
+      const Acc<S>* const source = job.source + step.source * job.source_frame_stride;
+      const Acc<S>* const weights = job.weights + step.planes[j] * job.plane_weights;
+      for (int64_t r = 0; r < job.row_count; ++r)
+        add_row<S, KW, KS>(source + job.rows[r].row, weights + job.rows[r].weight, sums);
     }
-    if (three && stride == 2) divide<3, 2, 7>();
-    if (five && stride == 1) {
-      divide<5, 1, 3>();
-      if (same && fours_ > 0) first_ = of<5, 1, 4, 2, 0>();
-      if (same && last_.columns == 3) last_ = of<5, 1, 3, 0, 2>();
-    }
+    finish<S, B>(job.target, job.offset + frame, sums);
   }
-
-  bool ok() const { return last_.columns > 0; }
-
-  Block<S> at(int64_t w) const {
-    if (w < fours_) return w == 0 ? first_ : four_;
-    return width_ - w == last_.columns ? last_ : rest_;
-  }
-
-  int64_t count() const {
-    int64_t blocks = 0;
-    for (int64_t w = 0; w < width_; w += at(w).columns) ++blocks;
-    return blocks;
-  }
-
- private:
-  template <int K, int KS, int B, int Left = 0, int Right = 0>
-  static Block<S> of() {
-    return {march<S, K, K, KS, B, Left, Right>, B};
-  }
-
-  // As few fours as leave a multiple of B.
-  template <int K, int KS, int B>
-  void divide() {
-    while (fours_ <= width_ && (width_ - fours_) % B != 0) fours_ += 4;
-    first_ = four_ = of<K, KS, 4>();
-    if (fours_ <= width_) {
-      rest_ = last_ = of<K, KS, B>();
-    } else {
-      fours_ = width_ / 4 * 4;
-      rest_ = last_ = of<K, KS, 1>();
-    }
-  }
-
-  const int64_t width_;
-  int64_t fours_ = 0;  // columns in blocks of four
-  Block<S> four_ = {};
-  Block<S> rest_ = {};
-  Block<S> first_ = {};  // of the row, where it is a four
-  Block<S> last_ = {};   // of the row, where it is not
-};
+}
 
 }  // namespace

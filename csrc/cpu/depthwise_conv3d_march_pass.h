@@ -3,7 +3,7 @@
 // cache.
 #pragma once
 
-#include "depthwise_conv3d_march.h"
+#include "depthwise_conv3d_blocks.h"
 #include "depthwise_conv3d_pass.h"
 #include "depthwise_conv3d_weights.h"
 #include "evit/cpu.h"
@@ -11,12 +11,11 @@
 namespace {
 
 // Where a projection follows, a tile has all channels: at most so many, of at least so many frames,
-// if there are as many, in at most this share of a core's second-level cache. Measured with 2 MiB:
-// 512 channels cost more rows computed twice than they save; four frames save less than eight, but
-// were not slower than single calls.
+// if there are as many, in at most a core's second-level cache. Measured: 512 channels cost more
+// rows computed twice than they save; four frames save less than eight, but were not slower than
+// single calls; to leave 0.4 of 1 MiB free for others costs 1.0 to 1.2 of the time.
 constexpr int64_t kMostChannels = 256;
 constexpr int64_t kLeastFrames = 4;
-constexpr double kCacheShare = 0.6;
 
 // Cuts the work into tiles of a few slabs of channels, some rows and as many frames as fit in
 // cache; within a tile rows pass through a ring.
@@ -135,8 +134,7 @@ class MarchPass {
   int64_t whole_frames() const {
     if (plan_.slabs > kMostSlabs) return 0;
     const int64_t results = size_[2] * p_.channels * static_cast<int64_t>(sizeof(S));
-    const auto most = static_cast<int64_t>(
-        kCacheShare * static_cast<double>(evit::cpu::second_level_cache_bytes()));
+    const int64_t most = evit::cpu::second_level_cache_bytes();
     const auto fits = [&](int64_t frames) {
       return ring_bytes(frames, plan_.slabs) + frames * results <= most;
     };
@@ -256,11 +254,17 @@ class MarchPass {
   void unpack(const Tile& t, int64_t row, int64_t slot, Worker& worker) const {
     worker.held[slot] = row;
     if (expansion() != nullptr) {
+      // What is larger stays in L1: the rows of a frame, or a panel of weights for all frames. Rows
+      // that are converted, are converted once.
       const int64_t width = plan_.source_size[2];
-      for (int64_t f = 0; f < t.sources; ++f)
-        expansion()->expand(worker.narrow.read(source(t, row) + f * strides_[1], width),
-                            worker.narrow.stride(), width, t.slab, t.slabs,
-                            worker.ring.at(f * slots_ + slot), worker.ring.slab_stride());
+      const bool rows_stay = width >= kPanel * L || worker.narrow.copies();
+      const int64_t step = rows_stay ? t.slabs : kPanel;
+      for (int64_t s = 0; s < t.slabs; s += step)
+        for (int64_t f = 0; f < t.sources; ++f)
+          expansion()->expand(worker.narrow.read(source(t, row) + f * strides_[1], width),
+                              worker.narrow.stride(), width, t.slab + s, smaller(step, t.slabs - s),
+                              worker.ring.at(f * slots_ + slot) + s * worker.ring.slab_stride(),
+                              worker.ring.slab_stride());
       return;
     }
     for (int64_t f = 0; f < t.sources; ++f)

@@ -50,6 +50,11 @@ constexpr bool kWideBlocks = true;
 constexpr bool kWideBlocks = false;
 #endif
 
+// Blocks of 8 columns, or of 7 where only that divides evenly.
+inline int64_t widest_block(int64_t width) {
+  return width % 8 != 0 && width % 7 == 0 ? 7 : 8;
+}
+
 // Calls block(Width<B>, w) over [0, width): blocks of 8, or of 7 where only that divides evenly.
 template <bool Wide = false, class F>
 EVIT_INLINE void for_each_block(int64_t width, F&& block) {
@@ -60,7 +65,7 @@ EVIT_INLINE void for_each_block(int64_t width, F&& block) {
       return;
     }
   }
-  if (width % 8 != 0 && width % 7 == 0) {
+  if (widest_block(width) == 7) {
     for (; w < width; w += 7) block(Width<7>{}, w);
     return;
   }
@@ -100,19 +105,7 @@ EVIT_INLINE void gather_block(const FrameJob<S>& job, int64_t h, int64_t w) {
     }
   }
   for (int t = 0; t < list.count; ++t) {
-    const Acc<S>* row = list.taps[t].row + x0;
-    const Acc<S>* weight = list.taps[t].weight + job.weight_offset;
-    V taps[KW];
-    EVIT_UNROLL
-    for (int k = 0; k < KW; ++k) taps[k] = load<L>(weight + k * L);
-    EVIT_UNROLL
-    for (int j = 0; j < (B - 1) * KS + KW; ++j) {
-      V x = load<L>(row + j * L);
-      keep(x);
-      EVIT_UNROLL
-      for (int k = 0; k < KW; ++k)
-        if (j >= k && (j - k) % KS == 0 && (j - k) / KS < B) sums[(j - k) / KS] += x * taps[k];
-    }
+    add_row<S, KW, KS>(list.taps[t].row + x0, list.taps[t].weight + job.weight_offset, sums);
   }
   finish<S, B>(job.target, offset, sums);
 }

@@ -90,10 +90,9 @@ EVIT_INLINE void tile(const Product<S>& p, const Acc<S>* a, int64_t stride, cons
 template <class S, int N>
 void panel_of_tokens(const Product<S>& p, const Acc<S>* a, int64_t stride, const Acc<S>* panel,
                      const Place<Acc<S>>& to, int64_t count) {
-  int64_t m = 0;
-  for (; m + kTokens <= count; m += kTokens) tile<S, kTokens, N>(p, a, stride, panel, to, m);
-  for (; m + 4 <= count; m += 4) tile<S, 4, N>(p, a, stride, panel, to, m);
-  for (; m < count; ++m) tile<S, 1, N>(p, a, stride, panel, to, m);
+  for_each_tile(count, [&](auto tokens, int64_t first) {
+    tile<S, tokens.value, N>(p, a, stride, panel, to, first);
+  });
 }
 
 // The matrix and the bias of a product, packed for its tiles.

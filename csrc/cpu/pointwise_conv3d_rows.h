@@ -24,6 +24,7 @@ class Rows {
         copy_(copies_ ? rows * width_ : 0) {}
 
   bool ok() const { return copy_.ok(); }
+  bool copies() const { return copies_; }
   int64_t stride() const { return width_; }
 
   const Acc<S>* at(int64_t first, int64_t count) { return read(source_ + first * stride_, count); }

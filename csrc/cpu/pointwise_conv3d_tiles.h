@@ -15,6 +15,33 @@ constexpr int kTokens = 6;  // 6 x 2 in 16
 #endif
 constexpr int kPanel = 2;  // vectors of output channels of one tile
 
+// Calls f(Width<M>{}, first) over [0, count) with tiles of at most kTokens tokens. A tile of one or
+// two waits for its own sums, so where only few fit in registers, tiles are of about one size.
+template <class F>
+EVIT_INLINE void for_each_tile(int64_t count, F&& f) {
+  int64_t first = 0;
+  if constexpr (kTokens == 6) {
+    for (int64_t tiles = ceil_div(count, kTokens); tiles > 0; --tiles) {
+      const int64_t tokens = ceil_div(count - first, tiles);
+      if (tokens == 6) f(Width<6>{}, first);
+      if (tokens == 5) f(Width<5>{}, first);
+      if (tokens == 4) f(Width<4>{}, first);
+      if (tokens == 3) f(Width<3>{}, first);
+      if (tokens == 2) f(Width<2>{}, first);
+      if (tokens == 1) f(Width<1>{}, first);
+      first += tokens;
+    }
+  } else {
+    const auto run = [&](auto tokens) {
+      for (; first + tokens.value <= count; first += tokens.value) f(tokens, first);
+    };
+    run(Width<kTokens>{});
+    run(Width<kTokens / 2>{});
+    run(Width<4>{});
+    run(Width<1>{});
+  }
+}
+
 // One long chain of additions loses digits: longer sums are sums of sums of this many terms.
 constexpr int64_t kDepth = 256;
 constexpr int64_t kTerms = 64;  // of the weight gradient

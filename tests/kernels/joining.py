@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
-
 from evit_kernels import _native
 
-WHY_NOT = "no kernel joins convolutions with these instructions: they are single calls"
+WHY_NOT = "no kernel joins convolutions without AVX2: they are single calls"
 
 
 def joins() -> bool:
     """Whether the instruction set in use has kernels for it."""
-    return _native.core().instruction_set() == "x86-64-v4" or platform.machine() == "aarch64"
+    return _native.core().instruction_set() != "x86-64"
