@@ -30,13 +30,13 @@ class Buffer {
   T* data_;
 };
 
-inline int64_t smaller(int64_t a, int64_t b) {
+constexpr int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;
 }
-inline int64_t larger(int64_t a, int64_t b) {
+constexpr int64_t larger(int64_t a, int64_t b) {
   return a > b ? a : b;
 }
-inline int64_t ceil_div(int64_t a, int64_t b) {
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }
 

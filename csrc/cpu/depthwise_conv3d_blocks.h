@@ -38,6 +38,8 @@ struct Block {
 template <class S, bool HoldsFrames = kHoldsFrames>
 class Blocks {
  public:
+  static constexpr int64_t kSlabs = 1;  // of one call
+
   Blocks(const int64_t* kernel, int64_t stride, int64_t padding, int64_t source_width,
          int64_t width)
       : width_(width) {
@@ -101,6 +103,8 @@ class Blocks {
 template <class S>
 class Blocks<S, false> {
  public:
+  static constexpr int64_t kSlabs = kGroup;
+
   Blocks(const int64_t* kernel, int64_t stride, int64_t /*padding*/, int64_t /*source_width*/,
          int64_t width)
       : width_(width), most_(widest_block(width)) {

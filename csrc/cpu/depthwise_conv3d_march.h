@@ -15,18 +15,21 @@ struct RowTap {
   int64_t weight;
 };
 
-// A block of columns of one row of destinations, one slab, the frames of a tile.
+// A block of columns of one row of destinations, one or a few slabs, the frames of a tile.
 template <class S>
 struct MarchJob {
   const Step* steps;
   int64_t step_count;
   const RowTap* rows;
   int64_t row_count;
-  const Acc<S>* source;  // unpacked, the first column that the block reads
+  const Acc<S>* source;  // unpacked, the first column that the block reads, of the first slab
+  int64_t source_slab_stride;
   int64_t source_frame_stride;
-  const Acc<S>* weights;
-  int64_t plane_weights;  // elements
-  Target<S> target;
+  const Acc<S>* weights;  // of the first slab
+  int64_t slab_weights;   // elements
+  int64_t plane_weights;
+  const Target<S>* target;  // of the first slab
+  int64_t slabs;
   int64_t offset;    // of the block in the target, frame 0
   int64_t upcoming;  // of the block to be written next
   Ahead<S>* ahead;
@@ -36,9 +39,9 @@ struct MarchJob {
 // frame.
 template <class S, int B>
 EVIT_INLINE void prefetch_target(const MarchJob<S>& job, int64_t frame) {
-  const S* out = job.target.destination + job.upcoming + frame;
+  const S* out = job.target->destination + job.upcoming + frame;
   EVIT_UNROLL
-  for (int i = 0; i < B; ++i) __builtin_prefetch(out + i * job.target.column_stride, 1);
+  for (int i = 0; i < B; ++i) __builtin_prefetch(out + i * job.target->column_stride, 1);
 }
 
 // Destination columns 0 .. B - 1 from source columns times KS + (0 .. KW - 1). The first `Left` and
@@ -54,7 +57,7 @@ void march(const MarchJob<S>& job) {
     for (int i = 0; i < B; ++i) sums[j][i] = V{};
   }
   for (const Step* step = job.steps; step != job.steps + job.step_count; ++step) {
-    const int64_t frame = step->destination * job.target.frame_stride;
+    const int64_t frame = step->destination * job.target->frame_stride;
     if (step->destination >= 0) prefetch_target<S, B>(job, frame);
     if (step->source >= 0) {
       job.ahead->fetch();
@@ -93,7 +96,7 @@ void march(const MarchJob<S>& job) {
         }
       }
     }
-    if (step->destination >= 0) finish<S, B, true>(job.target, job.offset + frame, sums[0]);
+    if (step->destination >= 0) finish<S, B, true>(*job.target, job.offset + frame, sums[0]);
     EVIT_UNROLL
     for (int j = 0; j < KT; ++j) {
       EVIT_UNROLL
@@ -103,7 +106,8 @@ void march(const MarchJob<S>& job) {
 }
 
 // The same frame by frame, for processors whose registers do not hold the sums of all frames in
-// flight: the sources stay in the first-level cache until the last of their destinations.
+// flight: the sources stay in the first-level cache until the last of their destinations. Slabs are
+// innermost, for several of them share a line of the target.
 template <class S, int KT, int KW, int KS, int B>
 void gather(const MarchJob<S>& job) {
   constexpr int L = kLanes<S>;
@@ -111,21 +115,29 @@ void gather(const MarchJob<S>& job) {
     const Step* const last = job.steps + s;
     if (last->source >= 0) job.ahead->fetch();
     if (last->destination < 0) continue;
-    const int64_t frame = last->destination * job.target.frame_stride;
-    prefetch_target<S, B>(job, frame);
-    Vector<Acc<S>, L> sums[B];
-    EVIT_UNROLL
-    for (int i = 0; i < B; ++i) sums[i] = Vector<Acc<S>, L>{};
+    RowTap taps[KT * kMaxKernel];
+    int count = 0;
     // A destination was the j-th of those in flight j steps before its last.
     for (int64_t j = smaller(s, KT - 1); j >= 0; --j) {
       const Step& step = last[-j];
       if (step.source < 0 || step.planes[j] < 0) continue;
-      const Acc<S>* const source = job.source + step.source * job.source_frame_stride;
-      const Acc<S>* const weights = job.weights + step.planes[j] * job.plane_weights;
+      const int64_t source = step.source * job.source_frame_stride;
+      const int64_t weights = step.planes[j] * job.plane_weights;
       for (int64_t r = 0; r < job.row_count; ++r)
-        add_row<S, KW, KS>(source + job.rows[r].row, weights + job.rows[r].weight, sums);
+        taps[count++] = {source + job.rows[r].row, weights + job.rows[r].weight};
     }
-    finish<S, B>(job.target, job.offset + frame, sums);
+    const int64_t frame = last->destination * job.target->frame_stride;
+    for (int64_t slab = 0; slab < job.slabs; ++slab) {
+      const Acc<S>* const source = job.source + slab * job.source_slab_stride;
+      const Acc<S>* const weights = job.weights + slab * job.slab_weights;
+      if (slab * L * sizeof(S) % kLine == 0) prefetch_target<S, B>(job, frame + slab * L);
+      Vector<Acc<S>, L> sums[B];
+      EVIT_UNROLL
+      for (int i = 0; i < B; ++i) sums[i] = Vector<Acc<S>, L>{};
+      for (int i = 0; i < count; ++i)
+        add_row<S, KW, KS>(source + taps[i].row, weights + taps[i].weight, sums);
+      finish<S, B>(job.target[slab], job.offset + frame, sums);
+    }
   }
 }
 

@@ -219,7 +219,9 @@ class MarchPass {
     MarchJob<S> job = {};
     job.steps = worker.steps.data();
     job.step_count = steps_.fill(t.frame, t.end_frame, worker.steps.data());
+    job.source_slab_stride = worker.ring.slab_stride();
     job.source_frame_stride = slots_ * worker.ring.row_stride();
+    job.slab_weights = plan_.slab_weights;
     job.plane_weights = p_.kernel[1] * p_.kernel[2] * L;
     if (shared_) {
       job.weights = weights + t.slab * plan_.slab_weights;
@@ -300,13 +302,15 @@ class MarchPass {
       columns = block.columns;
       const int64_t column = w * p_.stride[2] - plan_.columns.padding;
       // Slabs are innermost: the lines of a column that they write lie side by side.
-      for (int64_t s = 0; s < t.slabs; ++s) {
+      for (int64_t s = 0; s < t.slabs; s += job.slabs) {
+        job.slabs = smaller(Blocks<S>::kSlabs, t.slabs - s);
         job.source = worker.ring.at(0) + s * worker.ring.slab_stride() + column * L;
         job.weights = weights + s * plan_.slab_weights;
-        job.target = targets[s];
-        job.offset = start + w * job.target.column_stride;
-        const bool more = s + 1 < t.slabs;
-        job.upcoming = job.offset + (more ? L : columns * job.target.column_stride - s * L);
+        job.target = targets + s;
+        job.offset = start + w * job.target->column_stride;
+        const bool more = s + job.slabs < t.slabs;
+        job.upcoming =
+            job.offset + (more ? job.slabs * L : columns * job.target->column_stride - s * L);
         block.function(job);
       }
     }

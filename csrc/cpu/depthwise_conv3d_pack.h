@@ -66,9 +66,12 @@ class UnpackedRows {
  private:
   template <int Slabs>
   void copy_slabs(const S* from, int64_t stride, Acc<S>* to) const {
+    constexpr int kOfLine = larger(1, kLine / (L * static_cast<int64_t>(sizeof(S))));  // slabs
+    constexpr int64_t kLines = ceil_div(Slabs, kOfLine);
     for (int64_t w = 0; w < width_; ++w, from += stride, to += L) {
       EVIT_UNROLL
-      for (int g = 0; g < Slabs; ++g) __builtin_prefetch(from + kAhead / Slabs * stride + g * L);
+      for (int g = 0; g < Slabs; g += kOfLine)
+        __builtin_prefetch(from + kAhead / kLines * stride + g * L);
       EVIT_UNROLL
       for (int g = 0; g < Slabs; ++g) store<L>(to + g * slab_stride_, load<L>(from + g * L));
     }
