@@ -94,11 +94,9 @@ class MarchPass {
           held(m.slots_),
           ring(m.slots_ * m.sources_, m.plan_.source_size[2], m.plan_.columns.left,
                m.plan_.columns.right, m.group_),
-          narrow(nullptr, m.depth(), m.strides_[3], m.depth() > 0 ? m.plan_.source_size[2] : 0,
-                 false, m.depth()),
+          narrow(nullptr, m.depth(), m.strides_[3], m.depth() > 0 ? m.plan_.source_size[2] : 0),
           results(m.projection() != nullptr ? m.frames_ * m.size_[2] * m.p_.channels : 0),
-          wide(nullptr, m.p_.channels, m.p_.channels, m.projection() != nullptr ? m.size_[2] : 0,
-               false, m.p_.channels) {}
+          wide(nullptr, m.p_.channels, m.p_.channels, m.projection() != nullptr ? m.size_[2] : 0) {}
 
     bool ok() const {
       return steps.ok() && weights.ok() && held.ok() && ring.ok() && narrow.ok() && results.ok() &&
@@ -259,7 +257,7 @@ class MarchPass {
       // What is larger stays in L1: the rows of a frame, or a panel of weights for all frames. Rows
       // that are converted, are converted once.
       const int64_t width = plan_.source_size[2];
-      const bool rows_stay = width >= kPanel * L || worker.narrow.copies();
+      const bool rows_stay = width >= kPanel * L || Rows<S>::kCopies;
       const int64_t step = rows_stay ? t.slabs : kPanel;
       for (int64_t s = 0; s < t.slabs; s += step)
         for (int64_t f = 0; f < t.sources; ++f)

@@ -26,7 +26,7 @@ Status multiply(const Product<S>& p) {
 #pragma omp parallel num_threads(p.num_threads) if (p.num_threads > 1)
   {
     panels.pack();
-    Rows<S> rows(p.source, p.groups * p.depth, p.source_stride, kBlock, false, p.depth);
+    Rows<S> rows(p.source, p.groups * p.depth, p.source_stride, kBlock);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < blocks * parts; ++task) {
       const int64_t token = task / parts * kBlock;

@@ -6,49 +6,49 @@
 
 namespace {
 
-// Rows of C values as the products read them: the tensor itself where it is float and whole vectors
-// wide, else a copy of a few rows in the accumulation type, padded with zeros.
+// Copies `columns` of each row, with zeros after them, to whole vectors in the accumulation type.
+template <class S>
+void pack_rows(const S* from, int64_t stride, int64_t rows, int64_t columns, Acc<S>* to,
+               int64_t to_stride) {
+  constexpr int L = kLanes<S>;
+  for (; rows > 0; --rows, from += stride, to += to_stride)
+    for (int64_t c = 0; c < columns; c += L)
+      store<L>(to + c, load_part<L>(from + c, static_cast<int>(smaller(L, columns - c))));
+}
+
+// Rows of C values as the products read them: the tensor itself where it is of the accumulation
+// type, else a copy of a few rows.
 template <class S>
 class Rows {
  public:
   static constexpr int L = kLanes<S>;
+  static constexpr bool kCopies = sizeof(S) != sizeof(Acc<S>);
 
-  // With `whole_vectors`, a vector may be loaded from every group of `group` channels on.
-  Rows(const S* source, int64_t channels, int64_t stride, int64_t rows, bool whole_vectors,
-       int64_t group)
+  Rows(const S* source, int64_t channels, int64_t stride, int64_t rows)
       : source_(source),
         channels_(channels),
         stride_(stride),
-        copies_(sizeof(S) != sizeof(Acc<S>) || (whole_vectors && group % L != 0)),
-        width_(copies_ ? (ceil_div(channels, L) + 1) * L : stride),
-        copy_(copies_ ? rows * width_ : 0) {}
+        width_(kCopies ? ceil_div(channels, L) * L : stride),
+        copy_(kCopies ? rows * width_ : 0) {}
 
   bool ok() const { return copy_.ok(); }
-  bool copies() const { return copies_; }
   int64_t stride() const { return width_; }
 
   const Acc<S>* at(int64_t first, int64_t count) { return read(source_ + first * stride_, count); }
 
   // The same of rows that begin elsewhere.
   const Acc<S>* read(const S* source, int64_t count) {
-    if constexpr (sizeof(S) == sizeof(Acc<S>)) {
-      if (!copies_) return source;
+    if constexpr (kCopies) {
+      pack_rows(source, stride_, count, channels_, copy_.data(), width_);
+      return copy_.data();
+    } else {
+      return source;
     }
-    for (int64_t r = 0; r < count; ++r) {
-      const S* from = source + r * stride_;
-      Acc<S>* to = copy_.data() + r * width_;
-      int64_t c = 0;
-      for (; c + L <= channels_; c += L) store<L>(to + c, load<L>(from + c));
-      for (; c < channels_; ++c) to[c] = load<1>(from + c)[0];
-      for (; c < width_; ++c) to[c] = 0;
-    }
-    return copy_.data();
   }
 
  private:
   const S* source_;
   int64_t channels_, stride_;
-  bool copies_;
   int64_t width_;
   Buffer<Acc<S>> copy_;
 };

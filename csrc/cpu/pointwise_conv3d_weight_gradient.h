@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t kSplitTokens = 2048;  // of one partial sum
 constexpr int64_t kMaxSplits = 16;
-constexpr int64_t kChunk = 256;  // tokens that are read at a time
+constexpr int64_t kChunk = kTerms;  // tokens that are read at a time
 
 // The gradients of weight and bias: sums over all tokens, cut by the shape alone.
 template <class S>
@@ -33,13 +33,14 @@ class WeightGradient {
     bool failed = false;
 #pragma omp parallel num_threads(p_.num_threads) if (p_.num_threads > 1)
     {
-      Rows<S> grads(grad, p_.out_channels, p_.out_channels, kChunk, false, rows_);
-      Rows<S> inputs(input, p_.in_channels, p_.in_stride, kChunk, true, depth_);
+      Buffer<Acc<S>> grads(kChunk * kRowsOfTask);
+      Buffer<Acc<S>> inputs(kChunk * kPanelColumns);
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < splits_ * parts; ++task) {
         if (grads.ok() && inputs.ok())
-          part(task / parts, task % parts / group_parts, task % group_parts * kRowsOfTask, grads,
-               inputs, partials, grad_weight != nullptr, grad_bias != nullptr);
+          part(task / parts, task % parts / group_parts, task % group_parts * kRowsOfTask, grad,
+               input, grads.data(), inputs.data(), partials, grad_weight != nullptr,
+               grad_bias != nullptr);
         else
           failed = true;
       }
@@ -54,41 +55,68 @@ class WeightGradient {
   static constexpr int L = kLanes<S>;
   static constexpr int64_t kRowsOfTask = 64;
   static constexpr int kRows = kTokens >= 8 ? 8 : 4;  // of one register tile
+  static constexpr int64_t kPanelColumns = 3 * L;
+  // Rows so many bytes apart evict each other from the first-level cache.
+  static constexpr int64_t kFarApart = 2048;
 
-  void part(int64_t split, int64_t group, int64_t first, Rows<S>& grads, Rows<S>& inputs,
-            Acc<S>* partials, bool want_weight, bool want_bias) const {
-    const int64_t last = group * rows_ + smaller(rows_, first + kRowsOfTask);
+  void part(int64_t split, int64_t group, int64_t first, const S* grad, const S* input,
+            Acc<S>* grads, Acc<S>* inputs, Acc<S>* partials, bool want_weight,
+            bool want_bias) const {
+    const int64_t rows = smaller(kRowsOfTask, rows_ - first);
     first += group * rows_;
     Acc<S>* sums = partials + split * elements_;
-    Acc<S>* bias = sums + p_.out_channels * width_;
-    for (int64_t i = first * width_; i < last * width_; ++i) sums[i] = 0;
-    for (int64_t i = first; i < last; ++i) bias[i] = 0;
+    Acc<S>* bias = sums + p_.out_channels * width_ + first;
+    sums += first * width_;
+    for (int64_t i = 0; i < rows * width_; ++i) sums[i] = 0;
+    for (int64_t i = 0; i < rows; ++i) bias[i] = 0;
     const int64_t end = (split + 1) * p_.tokens / splits_;
     for (int64_t token = split * p_.tokens / splits_; token < end; token += kChunk) {
       const int64_t count = smaller(kChunk, end - token);
-      const Acc<S>* g = grads.at(token, count);
-      if (want_bias) add_rows<Acc<S>>(g + first, grads.stride(), count, last - first, bias + first);
+      const Block g = block(grad + token * p_.out_channels + first, p_.out_channels, count, rows,
+                            grads, kRowsOfTask);
+      if (want_bias) add_rows<Acc<S>>(g.rows, g.stride, count, rows, bias);
       if (!want_weight) continue;
-      const Acc<S>* x = inputs.at(token, count) + group * depth_;
-      int64_t row = first;
-      for (; row + kRows <= last; row += kRows)
-        columns<kRows>(g + row, grads.stride(), x, inputs.stride(), count, sums + row * width_);
-      for (; row < last; ++row)
-        columns<1>(g + row, grads.stride(), x, inputs.stride(), count, sums + row * width_);
+      for (int64_t c = 0; c < depth_; c += kPanelColumns) {
+        const int64_t columns = smaller(kPanelColumns, depth_ - c);
+        const Block x = block(input + token * p_.in_stride + group * depth_ + c, p_.in_stride,
+                              count, columns, inputs, kPanelColumns);
+        if (columns > 2 * L)
+          add_panel<3>(g, x, count, rows, sums + c);
+        else if (columns > L)
+          add_panel<2>(g, x, count, rows, sums + c);
+        else
+          add_panel<1>(g, x, count, rows, sums + c);
+      }
     }
   }
 
-  template <int M>
-  void columns(const Acc<S>* g, int64_t g_stride, const Acc<S>* x, int64_t x_stride, int64_t count,
-               Acc<S>* sums) const {
-    int64_t c = 0;
-    for (; c + 3 * L <= width_; c += 3 * L)
-      outer_tile<Acc<S>, M, 3>(g, g_stride, x + c, x_stride, count, sums + c, width_);
-    if (c + 2 * L <= width_) {
-      outer_tile<Acc<S>, M, 2>(g, g_stride, x + c, x_stride, count, sums + c, width_);
-      c += 2 * L;
+  // Columns of some tokens, of whole vectors.
+  struct Block {
+    const Acc<S>* rows;
+    int64_t stride;
+  };
+
+  // The tensor itself where it will do, else a copy.
+  Block block(const S* from, int64_t stride, int64_t count, int64_t columns, Acc<S>* copy,
+              int64_t copy_stride) const {
+    if constexpr (!Rows<S>::kCopies) {
+      const bool near = stride * static_cast<int64_t>(sizeof(S)) < kFarApart;
+      if (near && columns % L == 0) return {from, stride};
     }
-    if (c < width_) outer_tile<Acc<S>, M, 1>(g, g_stride, x + c, x_stride, count, sums + c, width_);
+    pack_rows(from, stride, count, columns, copy, copy_stride);
+    return {copy, copy_stride};
+  }
+
+  // Adds the products of `rows` columns of g and N vectors of x.
+  template <int N>
+  void add_panel(const Block& g, const Block& x, int64_t count, int64_t rows, Acc<S>* sums) const {
+    int64_t row = 0;
+    for (; row + kRows <= rows; row += kRows)
+      outer_tile<Acc<S>, kRows, N>(g.rows + row, g.stride, x.rows, x.stride, count,
+                                   sums + row * width_, width_);
+    for (; row < rows; ++row)
+      outer_tile<Acc<S>, 1, N>(g.rows + row, g.stride, x.rows, x.stride, count, sums + row * width_,
+                               width_);
   }
 
   void combine(int64_t row, Acc<S>* partials, S* grad_weight, S* grad_bias) const {
