@@ -169,11 +169,12 @@ def main() -> int:
 
 
 def newest() -> list[Path]:
-    """The last committed result of every processor, the newest first."""
-    paths: dict[str, Path] = {}
+    """The last committed result of every processor and instruction set, the newest first."""
+    paths: dict[tuple[str, str], Path] = {}
     for path, content in reversed(all_results()):
         if any(row and not row.startswith(GPU) for row in rows_of(content)):
-            paths.setdefault(_processor(content), path)
+            machine = (_processor(content), content["machine_info"]["evit_instruction_set"])
+            paths.setdefault(machine, path)
     return list(paths.values())
 
 
