@@ -107,13 +107,13 @@ void march(const MarchJob<S>& job) {
 
 // The same frame by frame, for processors whose registers do not hold the sums of all frames in
 // flight: the sources stay in the first-level cache until the last of their destinations. Slabs are
-// innermost, for several of them share a line of the target.
+// innermost, for several of them share a line of the target. Nothing is fetched ahead: the copy of
+// the rows does, and both together took 1.04 of the time.
 template <class S, int KT, int KW, int KS, int B>
 void gather(const MarchJob<S>& job) {
   constexpr int L = kLanes<S>;
   for (int64_t s = 0; s < job.step_count; ++s) {
     const Step* const last = job.steps + s;
-    if (last->source >= 0) job.ahead->fetch();
     if (last->destination < 0) continue;
     RowTap taps[KT * kMaxKernel];
     int count = 0;

@@ -242,10 +242,12 @@ class MarchPass {
         seen = larger(seen, link->source);
       }
       Ahead<S> next;
-      if (row + 1 < t.end_row)
-        next = ahead(t, row + 1, seen, turns);
-      else if (upcoming.slabs > 0)
-        next = ahead(upcoming, upcoming.row, -1, turns);
+      if constexpr (kHoldsFrames) {
+        if (row + 1 < t.end_row)
+          next = ahead(t, row + 1, seen, turns);
+        else if (upcoming.slabs > 0)
+          next = ahead(upcoming, upcoming.row, -1, turns);
+      }
       job.ahead = &next;
       run_row(t, row, worker, job);
     }
