@@ -123,12 +123,6 @@ class Blocks<S, false> {
     return {functions_[columns], columns};
   }
 
-  int64_t count() const {
-    int64_t blocks = 0;
-    for (int64_t w = 0; w < width_; w += at(w).columns) ++blocks;
-    return blocks;
-  }
-
  private:
   template <int K, int KS>
   void gather_with() {

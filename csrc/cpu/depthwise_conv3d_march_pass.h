@@ -229,7 +229,8 @@ class MarchPass {
     }
     for (int64_t i = 0; i < slots_; ++i) worker.held[i] = -1;
 
-    const int64_t turns = larger(1, blocks_.count() * t.slabs * t.sources);
+    int64_t turns = 1;
+    if constexpr (kHoldsFrames) turns = larger(1, blocks_.count() * t.slabs * t.sources);
     int64_t seen = -1;
     for (int64_t row = t.row; row < t.end_row; ++row) {
       RowTap taps[kMaxKernel];
