@@ -11,11 +11,7 @@ namespace {
 using Problem = evit::DenseConv3dProblem;
 
 constexpr int64_t kLineBytes = 256 * 1024;  // of padded source lines, to stay in a core's L2 cache
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileColumns = 14;
-#else
-constexpr int kTileColumns = 6;
-#endif
+constexpr int kTileColumns = kVectorRegisters == 32 ? 14 : 6;
 
 // A line of the source, and the row of taps that multiplies it.
 template <class A>

@@ -16,11 +16,7 @@ constexpr bool kMarches = sizeof(S) <= 4;
 #endif
 
 // 16 registers do not hold the sums of three frames.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr bool kHoldsFrames = true;
-#else
-constexpr bool kHoldsFrames = false;
-#endif
+constexpr bool kHoldsFrames = kVectorRegisters == 32;
 
 template <class S>
 using MarchFunction = void (*)(const MarchJob<S>&);

@@ -44,11 +44,7 @@ struct FrameJob {
 template <class S>
 using FrameFunction = void (*)(const FrameJob<S>&);
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr bool kWideBlocks = true;
-#else
-constexpr bool kWideBlocks = false;
-#endif
+constexpr bool kWideBlocks = kVectorRegisters == 32;
 
 // Blocks of 8 columns, or of 7 where only that divides evenly.
 inline int64_t widest_block(int64_t width) {

@@ -8,12 +8,9 @@
 
 namespace {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTokens = 14;  // 14 x 2 accumulators, two weights and a broadcast in 32 registers
-#else
-constexpr int kTokens = 6;  // 6 x 2 in 16
-#endif
 constexpr int kPanel = 2;  // vectors of output channels of one tile
+// Of one tile: kPanel accumulators for each, and registers are left for weights and a broadcast.
+constexpr int kTokens = kVectorRegisters == 32 ? 14 : 6;
 
 // Calls f(Width<M>{}, first) over [0, count) with tiles of at most kTokens tokens. A tile of one or
 // two waits for its own sums, so where only few fit in registers, tiles are of about one size.

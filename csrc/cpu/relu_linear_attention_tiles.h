@@ -16,11 +16,7 @@ constexpr int64_t kBlockTokens = 64;
 constexpr int64_t kTokenMultiple = 16;
 
 // Sums held in registers by a tile; what is left of the register file feeds them.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kTileSums = 16;
-#else
-constexpr int kTileSums = 8;
-#endif
+constexpr int kTileSums = kVectorRegisters / 2;
 // Vectors of columns in a tile: the more, the fewer loads per product.
 template <class A>
 constexpr int kTileColumns = kTileSums / kLanes<A> >= 4 ? 4 : 2;

@@ -30,6 +30,12 @@ constexpr int kVectorBytes = 32;
 #else
 constexpr int kVectorBytes = 16;
 #endif
+// Vector registers: what a kernel keeps in them is chosen by their number.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kVectorRegisters = 32;
+#else
+constexpr int kVectorRegisters = 16;
+#endif
 constexpr int64_t kLine = 64;  // bytes of a line of a cache
 
 struct Half {
