@@ -92,10 +92,7 @@ struct SigmoidPair {
 
 template <class A, int L>
 EVIT_INLINE Vector<A, L> clamp_of(Vector<A, L> x, A low, A high) {
-  using V = Vector<A, L>;
-  const V lowest = broadcast<L>(low), highest = broadcast<L>(high);
-  x = x < lowest ? lowest : x;
-  return x > highest ? highest : x;
+  return at_most(at_least(x, broadcast<L>(low)), broadcast<L>(high));
 }
 
 template <class A>

@@ -244,18 +244,32 @@ EVIT_INLINE Vector<A, L> broadcast(A value) {
   return value - Vector<A, L>{};  // keeps -0: value - 0
 }
 
-// The positive part. A maximum as such would hide NaN; this keeps it, as PyTorch does: the
-// processor's answers its second operand where one is NaN, or both are zeros.
+// The larger of x and `low`, the smaller of x and `high`, and the positive part. NaN stays NaN, as
+// with PyTorch, which a maximum as such would hide: the processor's answers its second operand
+// where one is NaN, or both are zeros. As comparisons they are two instructions, in a row.
 template <class V>
-EVIT_INLINE V positive_part(V x) {
-  const V zero = {};
+EVIT_INLINE V at_least(V x, V low) {
 #if defined(__AVX512F__)
-  if constexpr (kSame<V, Vector<float, 16>>) return _mm512_max_ps(zero, x);
+  if constexpr (kSame<V, Vector<float, 16>>) return _mm512_max_ps(low, x);
 #endif
 #if defined(__AVX2__) && defined(__F16C__)
-  if constexpr (kSame<V, Vector<float, 8>>) return _mm256_max_ps(zero, x);
+  if constexpr (kSame<V, Vector<float, 8>>) return _mm256_max_ps(low, x);
 #endif
-  return x < zero ? zero : x;
+  return x < low ? low : x;
+}
+template <class V>
+EVIT_INLINE V at_most(V x, V high) {
+#if defined(__AVX512F__)
+  if constexpr (kSame<V, Vector<float, 16>>) return _mm512_min_ps(high, x);
+#endif
+#if defined(__AVX2__) && defined(__F16C__)
+  if constexpr (kSame<V, Vector<float, 8>>) return _mm256_min_ps(high, x);
+#endif
+  return x > high ? high : x;
+}
+template <class V>
+EVIT_INLINE V positive_part(V x) {
+  return at_least(x, V{});
 }
 
 // Whether any lane of a is less than that of b.
