@@ -136,7 +136,7 @@ void gather(const MarchJob<S>& job) {
       for (int i = 0; i < B; ++i) sums[i] = Vector<Acc<S>, L>{};
       for (int i = 0; i < count; ++i)
         add_row<S, KW, KS>(source + taps[i].row, weights + taps[i].weight, sums);
-      finish<S, B>(job.target[slab], job.offset + frame, sums);
+      finish<S, B, true>(job.target[slab], job.offset + frame, sums);
     }
   }
 }
