@@ -28,7 +28,7 @@ DTYPES: dict[torch.dtype, int] = {
     torch.float64: 3,
 }
 _CPU = torch.device("cpu")
-_LARGE = 16 << 20  # bytes; smaller ones come from memory that was used before
+_LARGE = 4 << 20  # bytes, two large pages; training takes smaller ones fresh from the system, too
 NO_DEVICE = "torch sees no CUDA device"
 NO_CUDA = "this build has no CUDA kernels: no nvcc, or EVIT_CUDA=0, when it was installed"
 _OPENMP_FILE = re.compile(r"/(lib(?:g|i|)omp[^/]*\.so[^/]*)$")

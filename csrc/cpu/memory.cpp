@@ -12,12 +12,14 @@ namespace evit::cpu {
 void advise_huge_pages(void* address, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   // A page fault costs about as much as writing its 4 KiB several times over. On a large page there
-  // is one fault for 512 of them. Where the system grants none, this changes nothing.
+  // is one fault for 512 of them. Where the system grants none, this changes nothing. Rounded
+  // outwards: tensors lie side by side on the heap, and a page that two of them share would be one
+  // of small pages, 256 faults at either end. Parts of the range that are not mapped are skipped.
   constexpr uintptr_t kPage = uintptr_t(2) << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(address) + kPage - 1) & ~(kPage - 1);
-  const uintptr_t end =
-      (reinterpret_cast<uintptr_t>(address) + static_cast<uintptr_t>(bytes)) & ~(kPage - 1);
-  if (end > begin) (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  const uintptr_t first = reinterpret_cast<uintptr_t>(address);
+  const uintptr_t begin = first & ~(kPage - 1);
+  const uintptr_t end = (first + static_cast<uintptr_t>(bytes) + kPage - 1) & ~(kPage - 1);
+  (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   (void)address;
   (void)bytes;
