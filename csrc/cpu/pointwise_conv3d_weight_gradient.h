@@ -55,7 +55,8 @@ class WeightGradient {
   static constexpr int L = kLanes<S>;
   static constexpr int64_t kRowsOfTask = 64;
   static constexpr int kRows = kTokens >= 8 ? 8 : 4;  // of one register tile
-  static constexpr int64_t kPanelColumns = 3 * L;
+  static constexpr int64_t kPanelVectors = 3;
+  static constexpr int64_t kPanelColumns = kPanelVectors * L;
   // Rows so many bytes apart evict each other from the first-level cache.
   static constexpr int64_t kFarApart = 2048;
 
@@ -76,8 +77,11 @@ class WeightGradient {
                             grads, kRowsOfTask);
       if (want_bias) add_rows<Acc<S>>(g.rows, g.stride, count, rows, bias);
       if (!want_weight) continue;
-      for (int64_t c = 0; c < depth_; c += kPanelColumns) {
-        const int64_t columns = smaller(kPanelColumns, depth_ - c);
+      // Panels of about one size: of one vector alone, a processor adds fewer than it could.
+      const int64_t vectors = width_ / L, panels = ceil_div(vectors, kPanelVectors);
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        const int64_t c = panel * vectors / panels * L;
+        const int64_t columns = smaller((panel + 1) * vectors / panels * L, depth_) - c;
         const Block x = block(input + token * p_.in_stride + group * depth_ + c, p_.in_stride,
                               count, columns, inputs, kPanelColumns);
         if (columns > 2 * L)
