@@ -50,9 +50,9 @@ struct Target {
   }
 };
 
-// N columns from `offset` on. Derivatives are inlined in marches: sums of other frames would have
-// to leave their registers for a call, and without them gradients through hardswish took 0.975 of
-// the time. Elsewhere that is not worth the time to compile it.
+// N columns from `offset` on. Derivatives are inlined in marches: in those that hold sums of other
+// frames these would have to leave their registers for a call; in the others a gradient through
+// hardswish takes 0.975 of the time. Elsewhere that is not worth the time to compile it.
 template <class S, int N, bool InlineDerivatives = false>
 EVIT_INLINE void finish(const Target<S>& target, int64_t offset,
                         const Vector<Acc<S>, kLanes<S>> (&totals)[N]) {
