@@ -150,20 +150,43 @@ class BatchNormAct3d(nn.BatchNorm3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises and activates (B, C, T, H, W)."""
-        momentum = 0.0 if self.momentum is None else self.momentum
         # As in nn.BatchNorm3d, whose flag may be changed after construction.
         track = self.training and self.track_running_stats
         if track and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # a cumulative average
-                momentum = 1.0 / float(self.num_batches_tracked)
+            if self.momentum is None:
+                return self._add_to_averages(input, self.num_batches_tracked)
         keep = track or not self.training
+        return self._normalise(
+            input,
+            self.running_mean if keep else None,
+            self.running_var if keep else None,
+            momentum=0.0 if self.momentum is None else self.momentum,
+        )
+
+    def _add_to_averages(self, input: Tensor, batches: Tensor) -> Tensor:
+        """Normalises; its statistics get the weight that a plain average over all batches gives.
+
+        The weight stays a tensor: as a number it would make a GPU's host wait, and cut a compiled
+        graph in two, at every norm.
+        """
+        averages = [x for x in (self.running_mean, self.running_var) if x is not None]
+        mean, variance = found = [torch.zeros_like(x) for x in averages]
+        output = self._normalise(input, mean, variance, momentum=1.0)
+        weight = batches.double().reciprocal()
+        for average, value in zip(averages, found, strict=True):
+            average.lerp_(value, weight.to(average.dtype))
+        return output
+
+    def _normalise(
+        self, input: Tensor, mean: Tensor | None, variance: Tensor | None, *, momentum: float
+    ) -> Tensor:
         return batch_norm_activation(
             input,
             self.weight,
             self.bias,
-            self.running_mean if keep else None,
-            self.running_var if keep else None,
+            mean,
+            variance,
             training=self.training or (self.running_mean is None and self.running_var is None),
             momentum=momentum,
             eps=self.eps,

@@ -101,6 +101,16 @@ def test_cumulative_momentum_is_the_plain_average() -> None:
     assert ours.num_batches_tracked == theirs.num_batches_tracked == 4
 
 
+def test_plain_averages_do_not_cut_a_compiled_graph() -> None:
+    norms = [BatchNormAct3d(8, momentum=None) for _ in range(2)]
+    compiled = torch.compile(norms[1], fullgraph=True, backend="aot_eager")
+    for _ in range(3):
+        x = _clip()
+        torch.testing.assert_close(compiled(x), norms[0](x))
+    torch.testing.assert_close(norms[1].state_dict(), norms[0].state_dict())
+    assert norms[1].num_batches_tracked == 3
+
+
 def test_frozen_statistics_stay() -> None:
     norm = BatchNormAct3d(8, activation="relu")
     before = copy.deepcopy(norm.state_dict())

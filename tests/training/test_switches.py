@@ -35,7 +35,8 @@ def test_compiled_it_is_the_same_training(tmp_path: Path, monkeypatch: pytest.Mo
     settings = {"epochs": 2, "eval_epochs": 1, "drop_path": 0.0, "dropout": 0.0}
     for name, switched in (("plain", False), ("compiled", True)):
         trainer(tmp_path / name, tiny(**settings, compile=switched)).run()
-        assert bool(graphs) == switched
+        # One for training and one for evaluation: nothing in the network cuts them in pieces.
+        assert len(graphs) == (2 if switched else 0)
     plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert list(compiled) == list(plain)
     assert list(compiled.values()) == pytest.approx(list(plain.values()), rel=1e-4)
