@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import shared
 
-# Before torch counts the cores: processes that all use all of them wait for each other.
+# Before torch counts the cores: processes that all use all of them wait for each other. Tests that
+# ask for more threads than cores are free leave theirs to the others while they wait.
 if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A pytest that a test starts is nobody's worker.
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST_")]:
     del os.environ[name]
