@@ -11,7 +11,10 @@ namespace {
 using evit::Status;
 using Problem = evit::PointwiseConv3dProblem;
 
-constexpr int64_t kBlock = 8 * kTokens;  // tokens of one task
+constexpr int64_t kTiles = 8;
+constexpr int64_t kBlock = kTiles * kTokens;  // tokens of one task
+// Tasks that a thread takes at once, at most: what it fetches ahead is then mostly its own.
+constexpr int64_t kRun = 32;
 
 template <class S>
 Status multiply(const Product<S>& p) {
@@ -21,20 +24,25 @@ Status multiply(const Product<S>& p) {
   // Few tokens and many threads: the channels are shared out too.
   const int64_t parts =
       larger(1, smaller(panels.count(), ceil_div(3 * p.num_threads, larger(1, blocks))));
+  const int64_t run = larger(1, smaller(kRun, blocks / (8 * p.num_threads)));
   bool failed = false;
 
 #pragma omp parallel num_threads(p.num_threads) if (p.num_threads > 1)
   {
     panels.pack();
     Rows<S> rows(p.source, p.groups * p.depth, p.source_stride, kBlock);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic, run)
     for (int64_t task = 0; task < blocks * parts; ++task) {
       const int64_t token = task / parts * kBlock;
       const int64_t part = task % parts;
       const int64_t count = smaller(kBlock, p.tokens - token);
+      const int64_t next = token + count;
+      const RowsAhead ahead(p.source + next * p.source_stride, p.source_stride, p.groups * p.depth,
+                            run > 1 ? smaller(kBlock, p.tokens - next) : 0,
+                            panels.count() * kTiles);
       if (rows.ok())
         panels.multiply(rows.at(token, count), rows.stride(), token, count,
-                        part * panels.count() / parts, (part + 1) * panels.count() / parts);
+                        part * panels.count() / parts, (part + 1) * panels.count() / parts, ahead);
       else
         failed = true;
     }

@@ -2,6 +2,7 @@
 // activation and residual in the store.
 #pragma once
 
+#include "pointwise_conv3d_ahead.h"
 #include "pointwise_conv3d_tiles.h"
 
 namespace {
@@ -89,9 +90,18 @@ EVIT_INLINE void tile(const Product<S>& p, const Acc<S>* a, int64_t stride, cons
 // `count` tokens, all channels of one panel.
 template <class S, int N>
 void panel_of_tokens(const Product<S>& p, const Acc<S>* a, int64_t stride, const Acc<S>* panel,
-                     const Place<Acc<S>>& to, int64_t count) {
+                     const Place<Acc<S>>& to, int64_t count, RowsAhead& ahead) {
+  const int64_t width = p.groups * p.width;
   for_each_tile(count, [&](auto tokens, int64_t first) {
-    tile<S, tokens.value, N>(p, a, stride, panel, to, first);
+    constexpr int M = tokens.value;
+    ahead.fetch();
+    if (const int64_t next = first + 2 * M; next + M <= count) {
+      const int64_t offset = (to.token + next) * width + to.channel;
+      fetch_tile<M, 1>(p.destination + offset, width, N * kLanes<S>);
+      if (p.residual != nullptr) fetch_tile<M, 0>(p.residual + offset, width, N * kLanes<S>);
+      if (p.multiplier != nullptr) fetch_tile<M, 0>(p.multiplier + offset, width, N * kLanes<S>);
+    }
+    tile<S, M, N>(p, a, stride, panel, to, first);
   });
 }
 
@@ -123,9 +133,9 @@ class Panels {
   }
 
   // Destination tokens [token, token + count) of the panels [panel, end); `rows`, `stride` elements
-  // apart, are their sources.
+  // apart, are their sources; `ahead` is fetched meanwhile.
   void multiply(const Acc<S>* rows, int64_t stride, int64_t token, int64_t count, int64_t panel,
-                int64_t end) const {
+                int64_t end, RowsAhead ahead = {}) const {
     for (; panel < end; ++panel) {
       const int64_t group = panel / of_group_, c = channel(panel);
       const Place<Acc<S>> to = {token, group * p_.width + c, p_.width - c,
@@ -133,9 +143,9 @@ class Panels {
       const Acc<S>* a = rows + group * p_.depth;
       const Acc<S>* b = packed_.data() + panel * p_.depth * W;
       if (to.left > kLanes<S>)
-        panel_of_tokens<S, kPanel>(p_, a, stride, b, to, count);
+        panel_of_tokens<S, kPanel>(p_, a, stride, b, to, count, ahead);
       else
-        panel_of_tokens<S, 1>(p_, a, stride, b, to, count);
+        panel_of_tokens<S, 1>(p_, a, stride, b, to, count, ahead);
     }
   }
 
