@@ -71,7 +71,7 @@ class UnpackedRows {
     for (int64_t w = 0; w < width_; ++w, from += stride, to += L) {
       EVIT_UNROLL
       for (int g = 0; g < Slabs; g += kOfLine)
-        __builtin_prefetch(from + kAhead / kLines * stride + g * L);
+        __builtin_prefetch(from + kAhead / kLines * stride + g * L, 0, 2);
       EVIT_UNROLL
       for (int g = 0; g < Slabs; ++g) store<L>(to + g * slab_stride_, load<L>(from + g * L));
     }
