@@ -36,10 +36,12 @@ Status multiply(const Product<S>& p) {
       const int64_t token = task / parts * kBlock;
       const int64_t part = task % parts;
       const int64_t count = smaller(kBlock, p.tokens - token);
-      const int64_t next = token + count;
-      const RowsAhead ahead(p.source + next * p.source_stride, p.source_stride, p.groups * p.depth,
-                            run > 1 ? smaller(kBlock, p.tokens - next) : 0,
-                            panels.count() * kTiles);
+      RowsAhead ahead;
+      if (run > 1) {
+        const int64_t next = token + count;
+        ahead = {p.source + next * p.source_stride, p.source_stride, p.groups * p.depth,
+                 smaller(kBlock, p.tokens - next), panels.count() * kTiles};
+      }
       if (rows.ok())
         panels.multiply(rows.at(token, count), rows.stride(), token, count,
                         part * panels.count() / parts, (part + 1) * panels.count() / parts, ahead);

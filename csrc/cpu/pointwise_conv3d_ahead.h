@@ -29,6 +29,9 @@ class RowsAhead {
     per_turn_ = ceil_div(rows_ * ceil_div(length_, kLine), turns);
   }
 
+  // Whether a product reads and writes what caches do not hold; not by default.
+  bool streams() const { return row_ != nullptr; }
+
   EVIT_INLINE void fetch() {
     for (int64_t line = rows_ > 0 ? per_turn_ : 0; line > 0; --line) {
       __builtin_prefetch(row_ + at_, 0, 2);

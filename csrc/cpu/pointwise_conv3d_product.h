@@ -95,7 +95,7 @@ void panel_of_tokens(const Product<S>& p, const Acc<S>* a, int64_t stride, const
   for_each_tile(count, [&](auto tokens, int64_t first) {
     constexpr int M = tokens.value;
     ahead.fetch();
-    if (const int64_t next = first + 2 * M; next + M <= count) {
+    if (const int64_t next = first + 2 * M; ahead.streams() && next + M <= count) {
       const int64_t offset = (to.token + next) * width + to.channel;
       fetch_tile<M, 1>(p.destination + offset, width, N * kLanes<S>);
       if (p.residual != nullptr) fetch_tile<M, 0>(p.residual + offset, width, N * kLanes<S>);
