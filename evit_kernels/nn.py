@@ -170,12 +170,13 @@ class BatchNormAct3d(nn.BatchNorm3d):
         The weight stays a tensor: as a number it would make a GPU's host wait, and cut a compiled
         graph in two, at every norm.
         """
-        averages = [x for x in (self.running_mean, self.running_var) if x is not None]
-        mean, variance = found = [torch.zeros_like(x) for x in averages]
+        averages = (self.running_mean, self.running_var)
+        mean, variance = found = [None if x is None else torch.zeros_like(x) for x in averages]
         output = self._normalise(input, mean, variance, momentum=1.0)
         weight = batches.double().reciprocal()
         for average, value in zip(averages, found, strict=True):
-            average.lerp_(value, weight.to(average.dtype))
+            if average is not None and value is not None:
+                average.lerp_(value, weight.to(average.dtype))
         return output
 
     def _normalise(

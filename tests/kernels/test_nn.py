@@ -111,6 +111,14 @@ def test_plain_averages_do_not_cut_a_compiled_graph() -> None:
     assert norms[1].num_batches_tracked == 3
 
 
+def test_plain_averages_that_were_taken_away_are_not_missed() -> None:
+    ours, theirs = BatchNormAct3d(8, momentum=None), nn.BatchNorm3d(8, momentum=None)
+    for norm in (ours, theirs):
+        norm.running_mean = norm.running_var = None
+    x = _clip()
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+
+
 def test_frozen_statistics_stay() -> None:
     norm = BatchNormAct3d(8, activation="relu")
     before = copy.deepcopy(norm.state_dict())
