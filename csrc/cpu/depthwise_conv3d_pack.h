@@ -13,9 +13,10 @@
 
 namespace {
 
-// Slabs of one task: four full cache lines in a row where there are that many channels.
+// Slabs of one task: full cache lines in a row where there are that many channels.
 constexpr int64_t kGroup = 4;
-// How many cache lines ahead the source is fetched: the processor alone finds too few of them.
+// How many cache lines ahead the source is fetched: the processor alone finds too few of them. Into
+// the second-level cache, which takes more of them from memory at a time than the first.
 constexpr int64_t kAhead = 96;
 
 // Rows of a few slabs, unpacked: (row, slab, column, L), with `left` and `right` zero columns

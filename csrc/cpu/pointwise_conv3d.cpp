@@ -11,7 +11,7 @@ namespace {
 using evit::Status;
 using Problem = evit::PointwiseConv3dProblem;
 
-constexpr int64_t kTiles = 8;
+constexpr int64_t kTiles = 8;                 // register tiles of one task and panel
 constexpr int64_t kBlock = kTiles * kTokens;  // tokens of one task
 // Tasks that a thread takes at once, at most: what it fetches ahead is then mostly its own.
 constexpr int64_t kRun = 32;
@@ -24,6 +24,7 @@ Status multiply(const Product<S>& p) {
   // Few tokens and many threads: the channels are shared out too.
   const int64_t parts =
       larger(1, smaller(panels.count(), ceil_div(3 * p.num_threads, larger(1, blocks))));
+  // Eight runs or more for each thread: those that are ahead take over from those behind.
   const int64_t run = larger(1, smaller(kRun, blocks / (8 * p.num_threads)));
   bool failed = false;
 

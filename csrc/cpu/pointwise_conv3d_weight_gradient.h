@@ -76,6 +76,9 @@ class WeightGradient {
     sums += first * width_;
     for (int64_t i = 0; i < rows * width_; ++i) sums[i] = 0;
     for (int64_t i = 0; i < rows; ++i) bias[i] = 0;
+    // Panels of about one size: of one vector alone, a processor adds fewer than it could.
+    const int64_t vectors = width_ / L, panels = ceil_div(vectors, kPanelVectors);
+    const int64_t turns = panels * larger(1, rows / kRows);  // at fetching ahead
     const int64_t end = (split + 1) * p_.tokens / splits_;
     for (int64_t token = split * p_.tokens / splits_; token < end; token += kChunk) {
       const int64_t count = smaller(kChunk, end - token);
@@ -83,10 +86,7 @@ class WeightGradient {
                             grads, kRowsOfTask);
       if (want_bias) add_rows<Acc<S>>(g.rows, g.stride, count, rows, bias);
       if (!want_weight) continue;
-      // Panels of about one size: of one vector alone, a processor adds fewer than it could.
-      const int64_t vectors = width_ / L, panels = ceil_div(vectors, kPanelVectors);
       const int64_t next = token + count, more = far_ ? smaller(kChunk, end - next) : 0;
-      const int64_t turns = panels * ceil_div(rows, kRows);
       RowsAhead ahead[] = {
           {grad + next * p_.out_channels + first, p_.out_channels, rows, more, turns},
           {input + next * p_.in_stride + group * depth_, p_.in_stride, depth_, more, turns}};
