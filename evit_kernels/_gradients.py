@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evit_kernels import _layout
-from evit_kernels._native import new, new_dense
+from evit_kernels._memory import new, new_dense
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 

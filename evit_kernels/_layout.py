@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evit_kernels._native import core, empty, is_memory
+from evit_kernels._memory import empty, is_memory
+from evit_kernels._native import core
 
 _FEW_CHANNELS = 4
 
@@ -83,15 +84,15 @@ def position_stride(x: Tensor, axes: tuple[int, ...] = (2, 3, 4)) -> int | None:
     return x.shape[1] if stride is None else stride
 
 
-def in_format_of(output: Tensor, like: Tensor) -> Tensor:
+def in_format_of(output: Tensor, like: Tensor, *, kept: bool = False) -> Tensor:
     """Returns `output`, dense channels-last, in the memory format of `like`.
 
-    The strides are exactly those of a new tensor.
+    The strides are exactly those of a new tensor; `kept` is that of `_memory.empty`.
     """
     if is_channels_last(like):
         return output
     # Not .contiguous(): for sizes of 1 it keeps strides that a fresh tensor would not have.
-    planes = empty(output.shape, output, torch.contiguous_format)
+    planes = empty(output.shape, output, torch.contiguous_format, kept=kept)
     if output.stride(1) != 1 or not _of_planes(planes):
         return planes.copy_(output)
     core().rows_to_planar(_problem(planes, output), output.data_ptr(), planes.data_ptr())

@@ -13,8 +13,7 @@ import importlib
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import lru_cache
 from types import ModuleType
 
 import torch  # also maps the OpenMP runtime that the core is bound to
@@ -27,8 +26,6 @@ DTYPES: dict[torch.dtype, int] = {
     torch.bfloat16: 2,
     torch.float64: 3,
 }
-_CPU = torch.device("cpu")
-_LARGE = 4 << 20  # bytes, two large pages; training takes smaller ones fresh from the system, too
 NO_DEVICE = "torch sees no CUDA device"
 NO_CUDA = "this build has no CUDA kernels: no nvcc, or EVIT_CUDA=0, when it was installed"
 _OPENMP_FILE = re.compile(r"/(lib(?:g|i|)omp[^/]*\.so[^/]*)$")
@@ -92,61 +89,6 @@ def _runs_on(architecture: str, major: int, minor: int) -> bool:
     if intermediate:
         return (major, minor) >= own
     return major == own[0] and minor >= own[1]
-
-
-def empty(
-    size: Sequence[int],
-    like: Tensor,
-    memory_format: torch.memory_format = torch.channels_last_3d,
-) -> Tensor:
-    """Returns an uninitialised tensor of the dtype and device of `like` for a kernel to write.
-
-    Large ones are hinted to be backed by large pages: on a CPU the page faults of a fresh buffer
-    cost several times what writing it does.
-    """
-    tensor = torch.empty(
-        tuple(size), dtype=like.dtype, device=like.device, memory_format=memory_format
-    )
-    if tensor.nbytes >= _LARGE and tensor.device.type == "cpu":
-        core().advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
-    return tensor
-
-
-def new(
-    size: Sequence[int],
-    dtype: torch.dtype,
-    memory_format: torch.memory_format = torch.channels_last_3d,
-) -> Callable[[], Tensor]:
-    """Returns what makes uninitialised tensors of one size in CPU memory, as `empty` does."""
-    like = torch.empty(size, dtype=dtype, device="meta", memory_format=memory_format)
-    make = partial(torch.empty_strided, like.shape, like.stride(), dtype=dtype, device=_CPU)
-    if like.nbytes < _LARGE:
-        return make
-
-    def large() -> Tensor:
-        tensor = make()
-        core().advise_huge_pages(tensor.data_ptr(), tensor.nbytes)
-        return tensor
-
-    return large
-
-
-def new_dense(size: int | Sequence[int], dtype: torch.dtype) -> Callable[[], Tensor]:
-    """Returns what makes uninitialised contiguous tensors in CPU memory, whatever the default."""
-    return partial(torch.empty, size, dtype=dtype, device=_CPU)
-
-
-def is_memory(*tensors: Tensor | None, dense: bool = False) -> bool:
-    """Tells whether kernels of the core may read tensors where they lie; dense: as one block."""
-    return all(
-        t.device.type == "cpu"
-        and t.layout is torch.strided
-        and not t.is_neg()
-        and t.numel() > 0
-        and (t.is_contiguous() or not dense)
-        for t in tensors
-        if t is not None
-    )
 
 
 def openmp_libraries() -> list[str]:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty, is_memory, new, new_dense
+from evit_kernels._memory import empty, is_memory, new, new_dense
+from evit_kernels._native import DTYPES, core
 
 # Channels-last views that are not dense are read in place if their rows are whole vectors anywhere.
 _WIDEST_VECTOR = 16
@@ -49,7 +50,7 @@ def forward(
     activation: str,
 ) -> Tensor:
     """Returns the normalised, scaled, shifted and activated `input`, in its memory format."""
-    output = empty(input.shape, input, _layout.format_of(input))
+    output = empty(input.shape, input, _layout.format_of(input), kept=True)
     if output.numel():
         x = _readable(input)
         # Held by name: the core gets addresses, which do not keep a converted copy alive.
@@ -112,7 +113,7 @@ def direct(
         return None
     moments, problem = _problem(input, input), _problem(input, input, activation, eps)
     new_moment = new_dense(input.shape[1], accumulation(input.dtype))
-    new_output = new(input.shape, input.dtype)
+    new_output = new(input.shape, input.dtype, kept=True)
     run_statistics, run_forward = core().batch_norm_statistics, core().batch_norm_activation_forward
 
     def call_statistics(input: Tensor) -> tuple[Tensor, Tensor]:

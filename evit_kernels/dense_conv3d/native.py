@@ -10,7 +10,8 @@ from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty
+from evit_kernels._memory import empty
+from evit_kernels._native import DTYPES, core
 from evit_kernels.depthwise_conv3d.geometry import Geometry, with_frames
 
 
@@ -21,7 +22,7 @@ def forward(
     x = _lines(input)
     weight = weight.contiguous()
     bias = None if bias is None else bias.contiguous()
-    output = empty((x.shape[0], weight.shape[0], *geometry.output_size(x.shape[2:])), x)
+    output = empty((x.shape[0], weight.shape[0], *geometry.output_size(x.shape[2:])), x, kept=True)
     if output.numel():
         core().dense_conv3d_forward(
             _problem(x, output, geometry, activation),
@@ -30,7 +31,7 @@ def forward(
             0 if bias is None else bias.data_ptr(),
             output.data_ptr(),
         )
-    return _layout.in_format_of(output, input)
+    return _layout.in_format_of(output, input, kept=True)
 
 
 def backward(

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from evit_kernels import _gradients, _layout, _native
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty, is_memory, new
+from evit_kernels._memory import empty, is_memory, new
+from evit_kernels._native import DTYPES, core
 from evit_kernels.depthwise_conv3d.geometry import Geometry
 
 
@@ -24,9 +25,11 @@ def forward(
     x, planar = _readable(input)
     weight, bias = _dense(weight, bias)
     size, problem = _planned(x, planar, geometry, activation)
-    output = empty(size, x, torch.contiguous_format if planar else torch.channels_last_3d)
+    output = empty(
+        size, x, torch.contiguous_format if planar else torch.channels_last_3d, kept=True
+    )
     if output.numel() == 0:
-        return _layout.in_format_of(output, input)
+        return _layout.in_format_of(output, input, kept=True)
     addresses = (x.data_ptr(), weight.data_ptr(), _pointer(bias), output.data_ptr())
     if _native.on_cuda(x):
         kernels = _native.cuda()
@@ -38,7 +41,7 @@ def forward(
         )
         return output
     core().depthwise_conv3d_forward(problem, *addresses)
-    return _layout.in_format_of(output, input)
+    return _layout.in_format_of(output, input, kept=True)
 
 
 def direct(
@@ -48,7 +51,9 @@ def direct(
     if not _in_place(input, weight, bias):
         return None
     size, problem = _planned(input, False, geometry, activation)
-    call: Callable[..., Tensor] = core().depthwise_conv3d_prepared(problem, new(size, input.dtype))
+    call: Callable[..., Tensor] = core().depthwise_conv3d_prepared(
+        problem, new(size, input.dtype, kept=True)
+    )
     return call
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from evit_kernels import _gradients, _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty, is_memory, new
+from evit_kernels._memory import empty, is_memory, new
+from evit_kernels._native import DTYPES, core
 
 
 def forward(
@@ -21,7 +22,7 @@ def forward(
     bias = None if bias is None else bias.contiguous()
     if residual is not None:
         residual = _layout.dense_channels_last(residual)
-    output = empty((x.shape[0], weight.shape[0], *x.shape[2:]), x)
+    output = empty((x.shape[0], weight.shape[0], *x.shape[2:]), x, kept=True)
     if output.numel():
         core().pointwise_conv3d_forward(
             _problem(x, step, weight, activation),
@@ -31,7 +32,7 @@ def forward(
             _pointer(residual),
             output.data_ptr(),
         )
-    return _layout.in_format_of(output, input)
+    return _layout.in_format_of(output, input, kept=True)
 
 
 def direct(
@@ -46,7 +47,7 @@ def direct(
     if step is None or (residual is not None and not _layout.is_rows(residual)):
         return None
     problem = _problem(input, step, weight, activation)
-    new_output = new((input.shape[0], weight.shape[0], *input.shape[2:]), input.dtype)
+    new_output = new((input.shape[0], weight.shape[0], *input.shape[2:]), input.dtype, kept=True)
     call: Callable[..., Tensor] = core().pointwise_conv3d_prepared(problem, new_output)
     return call
 

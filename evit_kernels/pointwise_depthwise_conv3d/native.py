@@ -10,7 +10,8 @@ from torch import Tensor
 
 from evit_kernels import _layout
 from evit_kernels._activations import CODES
-from evit_kernels._native import DTYPES, core, empty, is_memory, new
+from evit_kernels._memory import empty, is_memory, new
+from evit_kernels._native import DTYPES, core
 from evit_kernels.depthwise_conv3d import native as depthwise
 from evit_kernels.depthwise_conv3d.geometry import Geometry
 from evit_kernels.pointwise_conv3d import native as pointwise

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from evit_kernels import _layout, _native
-from evit_kernels._native import DTYPES, core, empty, is_memory, new, new_dense
+from evit_kernels._memory import empty, is_memory, new, new_dense
+from evit_kernels._native import DTYPES, core
 
 # Heads in a tensor: at how many elements they begin, and the strides of batch, head and token.
 _View = tuple[int, int, int, int]
@@ -24,7 +25,7 @@ _Row = tuple[int, list[_View]]  # heads of a source, and its views
 def forward(q: Tensor, k: Tensor, v: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Attends over (B, heads, N, d) tensors; returns the output and the sums for backward."""
     batch, heads, tokens, width = q.shape
-    output = empty(q.shape, q, torch.contiguous_format)
+    output = empty(q.shape, q, torch.contiguous_format, kept=True)
     state = _state(q, heads, width)
     inputs = [_dense_features(x) for x in (q, k, v)]
     tensors = [*inputs, output]
@@ -69,12 +70,12 @@ def backward(
 def forward_qkv(qkv: Sequence[Tensor], head_dim: int, eps: float) -> tuple[Tensor, Tensor]:
     """Attends over packed projections, in the memory format of the first."""
     sources = [_rows_of_tokens(x) for x in qkv]
-    output = empty(_output_size(qkv, head_dim), qkv[0])
+    output = empty(_output_size(qkv, head_dim), qkv[0], kept=True)
     state = _state(qkv[0], output.shape[1] // head_dim, head_dim)
     rows = _packed_rows(sources, output, head_dim)
     tensors = [tensor for x in sources for tensor in (x, x, x, output)]
     _run("forward", qkv[0], _packed_sizes(qkv[0], head_dim), eps, rows, tensors, state)
-    return _layout.in_format_of(output, qkv[0]), state
+    return _layout.in_format_of(output, qkv[0], kept=True), state
 
 
 def direct(qkv: Sequence[Tensor], head_dim: int, eps: float) -> Callable[..., Tensor] | None:
@@ -87,7 +88,7 @@ def direct(qkv: Sequence[Tensor], head_dim: int, eps: float) -> Callable[..., Te
         return None
     if any(_rows_of_tokens(x) is not x for x in qkv):
         return None
-    new_output = new(_output_size(qkv, head_dim), first.dtype)
+    new_output = new(_output_size(qkv, head_dim), first.dtype, kept=True)
     rows = _packed_rows(qkv, new_output(), head_dim)
     problem = _problem(first, _packed_sizes(first, head_dim), eps, rows)
     prepared = core().relu_linear_attention_prepared

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from evit_kernels import _native
+from evit_kernels import _memory, _native
 
 MIB = 1 << 20
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -57,12 +57,13 @@ def test_a_hint_reaches_memory_next_to_a_gap(memory: torch.Tensor) -> None:
     assert LARGE_PAGES in _flags(last)
 
 
+@pytest.mark.parametrize("kept", [False, True])
 @pytest.mark.parametrize("size", [4 * MIB, 40 * MIB])
-def test_outputs_are_hinted_from_end_to_end(size: int) -> None:
+def test_outputs_are_hinted_from_end_to_end(size: int, kept: bool) -> None:
     like = torch.empty(0)
     for tensor in (
-        _native.empty((1, 1, 1, 1, size // 4), like),
-        _native.new((1, 1, 1, 1, size // 4), torch.float32)(),
+        _memory.empty((1, 1, 1, 1, size // 4), like, kept=kept),
+        _memory.new((1, 1, 1, 1, size // 4), torch.float32, kept=kept)(),
     ):
         assert LARGE_PAGES in _flags(tensor.data_ptr())
         assert LARGE_PAGES in _flags(tensor.data_ptr() + tensor.nbytes - 1)
