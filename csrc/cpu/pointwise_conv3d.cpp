@@ -82,7 +82,7 @@ Status backward_as(const Problem& p, const void* grad_output, const void* input,
                    void* grad_weight, void* grad_bias) {
   const S* grad = static_cast<const S*>(grad_output);
   if (p.activation != Activation::kNone) {
-    // The activation's input is computed again rather than kept: see depthwise_conv3d.cpp.
+    // The activation's input is computed again; who keeps it undoes the activation himself.
     const Status status = forward_as<S>(p, input, weight, bias, nullptr, grad_output, scratch);
     if (!status.ok()) return status;
     grad = static_cast<const S*>(scratch);

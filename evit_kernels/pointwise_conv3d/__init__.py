@@ -57,11 +57,14 @@ def pointwise_conv3d(
         _check(input, weight, bias, residual, groups)
         function = _activations.canonical(activation, NAME)
         chosen = backends.select(NAME, backend, input)
-        direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, function)
-        known = _CALLS.learn(key, tensors, chosen, function, direct)
+        fused, after = op.divided(function, chosen, *tensors)
+        direct = key and _calls.direct(op.BACKENDS, chosen, *tensors, fused)
+        known = _CALLS.learn(key, tensors, chosen, (fused, after), direct)
+    fused, after = known.arguments
     if known.backend == "reference":
-        return reference.pointwise_conv3d(input, weight, bias, known.arguments, residual)
-    return op.pointwise_conv3d(*tensors, known.arguments, known.backend, known.direct)
+        return reference.pointwise_conv3d(input, weight, bias, fused, residual)
+    output = op.pointwise_conv3d(*tensors, fused, known.backend, known.direct)
+    return _activations.reference(output, after)
 
 
 def _check(

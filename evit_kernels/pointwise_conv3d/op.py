@@ -22,7 +22,35 @@ _registration.define(
 )
 
 BACKENDS = {"native": native}
+# Of these PyTorch makes the same bits on any number of threads; of those with exponentials it does
+# not: what is left of a thread's share is computed by another formula than whole vectors.
+_APART = ("relu", "relu6", "hardswish")
 _GRADIENTS = _calls.Calls()
+
+
+def divided(
+    activation: str,
+    backend: str,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> tuple[str, str]:
+    """Returns the activation that the kernel of a call applies, and what PyTorch applies after it.
+
+    Where gradients are wanted and nothing is rounded in between, PyTorch activates: then the
+    activation's input is kept, where a fused backward computes it again, at the price of forward.
+    A training step of b1 takes 0.97 of the time so, on two cores, and 1.04 of the memory.
+    """
+    apart = (
+        activation in _APART
+        and backend == "native"
+        and input.is_cpu
+        and input.dtype in (torch.float32, torch.float64)
+        and residual is None
+        and _registration.needs_autograd(input, weight, bias)
+    )
+    return ("none", activation) if apart else (activation, "none")
 
 
 def pointwise_conv3d(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -198,3 +199,54 @@ def test_without_output_channels_gradients_keep_the_memory_format() -> None:
     grad = torch.autograd.grad(output.sum(), leaves["input"])[0]
     assert grad.stride() == leaves["input"].stride()
     assert not grad.any()
+
+
+def _saved_products(output: Tensor) -> list[str]:
+    """The fused activations with which the convolutions before an output were recorded."""
+    node, found = output.grad_fn, []
+    while node is not None:
+        if type(node).__name__ == "_PointwiseConv3dBackward":
+            found.append(node.arguments[0])
+        node = node.next_functions[0][0] if node.next_functions else None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("activation", "dtype", "residual", "fused"),
+    [
+        ("hardswish", torch.float32, None, "none"),
+        ("relu", torch.float64, None, "none"),
+        ("relu6", torch.float32, None, "none"),
+        ("hardswish", torch.bfloat16, None, "hardswish"),
+        ("hardswish", torch.float32, "channels_last", "hardswish"),
+        ("silu", torch.float32, None, "silu"),
+    ],
+)
+def test_what_an_activation_read_is_kept_where_nothing_rounds_it(
+    activation: str, dtype: torch.dtype, residual: str | None, fused: str
+) -> None:
+    case = Case(2, 12, 16, (2, 4, 5), activation, residual=residual, dtype=dtype)
+    leaves = case.leaves()
+    for _ in range(2):  # a first call, and a known one
+        assert _saved_products(case.call(leaves, "native")) == [fused]
+    with torch.no_grad():
+        inferred = case.call(leaves, "native")
+    torch.testing.assert_close(case.call(leaves, "native").detach(), inferred)
+
+
+def test_both_ways_to_undo_an_activation_agree() -> None:
+    case = Case(2, 12, 16, (2, 4, 5), "hardswish", residual="channels_last")
+    leaves = case.leaves()
+    with_residual = case.call(
+        {**leaves, "residual": torch.zeros_like(leaves["residual"])}, "native"
+    )
+    alone = {name: leaf for name, leaf in leaves.items() if name != "residual"}
+    without = replace(case, residual=None).call(alone, "native")
+    torch.testing.assert_close(without, with_residual)
+    gradient = torch.randn_like(without)
+    for got, expected in zip(
+        torch.autograd.grad(without, list(alone.values()), gradient),
+        torch.autograd.grad(with_residual, list(alone.values()), gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected)
