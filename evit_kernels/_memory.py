@@ -7,6 +7,7 @@ gradient can take its place.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -96,7 +97,9 @@ def is_memory(*tensors: Tensor | None, dense: bool = False) -> bool:
 def _with_slack(
     shape: Sequence[int], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> Tensor:
-    count = math.prod(shape) + _SLACK // dtype.itemsize
-    memory = torch.empty(count, dtype=dtype, device=_CPU)
+    count = math.prod(shape)
+    memory = torch.empty(count + _SLACK // dtype.itemsize, dtype=dtype, device=_CPU)
+    # Who saves the tensor saves its storage: the same bytes each time, and nothing of others'.
+    ctypes.memset(memory.data_ptr() + count * dtype.itemsize, 0, _SLACK)
     # Not a view: what a function of autograd returns as one nobody may change in place.
     return memory.resize_(shape, memory_format=memory_format)

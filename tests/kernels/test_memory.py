@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import subprocess
 import sys
@@ -94,6 +95,19 @@ def test_an_output_may_be_changed_in_place(operator: str) -> None:
         (expected,) = torch.autograd.grad(call(x).clone().clamp(max=0.1).square().sum(), x)
         (got,) = torch.autograd.grad(call(x).clamp_(max=0.1).square().sum(), x)
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_saved_output_is_the_same_file_each_time(dtype: torch.dtype) -> None:
+    x, files = torch.randn(1, 64, 4, 28, 28, dtype=dtype), []
+    layer = PointwiseConv3d(64, 64).to(dtype)
+    for _ in range(3):
+        with torch.no_grad():
+            output = layer(x)
+        assert not any(output.untyped_storage()[output.nbytes :])
+        torch.save(output, file := io.BytesIO())
+        files.append(file.getvalue())
+    assert files[0] == files[1] == files[2]
 
 
 def test_small_outputs_are_not_enlarged() -> None:
