@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from evit_kernels import _activations, _autocast, _calls, _checks, backends
+from evit_kernels.batch_norm_activation import batch_norm_activation
 from evit_kernels.pointwise_conv3d import op, reference
 
 NAME = "pointwise_conv3d"
@@ -64,7 +65,23 @@ def pointwise_conv3d(
     if known.backend == "reference":
         return reference.pointwise_conv3d(input, weight, bias, fused, residual)
     output = op.pointwise_conv3d(*tensors, fused, known.backend, known.direct)
-    return _activations.reference(output, after)
+    return output if after == "none" else _activated(output, after)
+
+
+def _activated(x: Tensor, activation: str) -> Tensor:
+    """Activates by a norm that changes nothing: the bits are those of a fused activation."""
+    mean, variance = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
+    return batch_norm_activation(
+        x,
+        None,
+        None,
+        mean,
+        variance,
+        training=False,
+        eps=0.0,
+        activation=activation,
+        backend="native",
+    )
 
 
 def _check(

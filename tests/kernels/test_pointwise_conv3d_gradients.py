@@ -219,7 +219,7 @@ def _saved_products(output: Tensor) -> list[str]:
         ("relu6", torch.float32, None, "none"),
         ("hardswish", torch.bfloat16, None, "hardswish"),
         ("hardswish", torch.float32, "channels_last", "hardswish"),
-        ("silu", torch.float32, None, "silu"),
+        ("silu", torch.float32, None, "none"),
     ],
 )
 def test_what_an_activation_read_is_kept_where_nothing_rounds_it(
@@ -231,7 +231,7 @@ def test_what_an_activation_read_is_kept_where_nothing_rounds_it(
         assert _saved_products(case.call(leaves, "native")) == [fused]
     with torch.no_grad():
         inferred = case.call(leaves, "native")
-    torch.testing.assert_close(case.call(leaves, "native").detach(), inferred)
+    assert torch.equal(case.call(leaves, "native"), inferred)
 
 
 def test_both_ways_to_undo_an_activation_agree() -> None:
