@@ -37,7 +37,8 @@ def divided(
 
     Where gradients are wanted and nothing is rounded in between, the activation is recorded apart:
     its input is kept then, where a fused backward computes it again, at the price of forward.
-    A training step of b1 takes 0.97 of the time so, on two cores, and 1.04 of the memory.
+    A training step of b1 took 0.97 of the time so, on two cores, and 1.04 of the memory, measured
+    with PyTorch's activation in the place of ours.
     """
     apart = (
         backend == "native"
